@@ -58,8 +58,6 @@ MEM0_EXTRACT_TIMEOUT_SECONDS = env.seconds("MEM0_EXTRACT_TIMEOUT_SECONDS", 100, 
 # Seconds after its start for which an attempt of unknown outcome may still be running inside Mem0 (PROTOCOL A5).
 MEM0_ADD_SETTLE_SECONDS = env.seconds("MEM0_ADD_SETTLE_SECONDS", 30)
 MEM0_EXTRACT_SETTLE_SECONDS = env.seconds("MEM0_EXTRACT_SETTLE_SECONDS", 120)
-# Milliseconds after which Mem0 shows a write to searches; 0 for pgvector (PROTOCOL B3).
-MEM0_VISIBLE_AFTER_MS = env.integer("MEM0_VISIBLE_AFTER_MS", 0)
 MEM0_COLLECTION = env.text("MEM0_COLLECTION", "mem0_memories")
 # An LLM for Mem0 in process to extract facts with; without one `extract` stores messages as they are.
 OPENAI_API_KEY = env.secret("OPENAI_API_KEY")
@@ -98,6 +96,7 @@ LANE_LEASE_SECONDS = env.seconds("LANE_LEASE_SECONDS", 150, least=0.1)
 LANE_SLICE_JOBS = env.integer("LANE_SLICE_JOBS", 20, least=1)
 DELIVER_THREADS = env.integer("DELIVER_THREADS", 8, least=1)
 SWEEP_SECONDS = env.seconds("SWEEP_SECONDS", 2, least=0.05)
+JOB_ATTEMPTS = env.integer("JOB_ATTEMPTS", 10, least=1)
 RETRY_SECONDS = env.seconds("RETRY_SECONDS", 1, least=0.01)
 RETRY_MAX_SECONDS = env.seconds("RETRY_MAX_SECONDS", 60, least=0.01)
 BACKLOG_MAX_JOBS = env.integer("BACKLOG_MAX_JOBS", 100_000, least=1)

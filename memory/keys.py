@@ -1,0 +1,52 @@
+"""Every key memsvc uses in CACHE. The project, its generation and the pin are inside each, so no two tenants can meet.
+
+All keys of one pin share a hash tag: one slot of a Redis Cluster, one round trip (PROTOCOL B4).
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from memory.types import Pin
+
+PREFIX = "ms"
+
+
+def tag(pin: Pin, generation: int) -> str:
+    """`{project.generation.kind.id}`, the id percent-encoded so that it can hold neither a brace nor a colon."""
+    return f"{PREFIX}:{{{pin.project}.{generation}.{pin.kind}.{quote(pin.id, safe='')}}}"
+
+
+def version(pin: Pin, generation: int) -> str:
+    """The leased copy of the pin's version and floor (PROTOCOL B6)."""
+    return f"{tag(pin, generation)}:v"
+
+
+def token(pin: Pin, generation: int) -> str:
+    """The token that must stand for a copy to be stored (PROTOCOL B6)."""
+    return f"{tag(pin, generation)}:t"
+
+
+def pending(pin: Pin, generation: int) -> str:
+    """The leased copy of the pin's pending items (PROTOCOL C1)."""
+    return f"{tag(pin, generation)}:p"
+
+
+def result(pin: Pin, generation: int, fingerprint: str) -> str:
+    """One L2 entry."""
+    return f"{tag(pin, generation)}:q:{fingerprint}"
+
+
+def flight(pin: Pin, generation: int, fingerprint: str) -> str:
+    """The short lease of the process that loads this query."""
+    return f"{tag(pin, generation)}:f:{fingerprint}"
+
+
+def vector(project: int, model: str, dimensions: int, action: str, digest: str) -> str:
+    """One L1 vector; `digest` is the HMAC of the exact text (PROTOCOL C6)."""
+    return f"{PREFIX}:e:{project}:{quote(model, safe='')}:{dimensions}:{action}:{digest}"
+
+
+def breaker(name: str) -> str:
+    """The state of a circuit breaker shared by all processes."""
+    return f"{PREFIX}:{{breaker.{quote(name, safe='')}}}"

@@ -1,0 +1,95 @@
+"""What a layer is, and how an answer is encoded for those that keep bytes."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol, TypeVar
+
+import orjson
+
+from memory.errors import LayerCorrupt
+from memory.types import Entry, Memory, Ranking, Version
+
+K = TypeVar("K", contravariant=True)
+V = TypeVar("V")
+
+_HEADER = struct.Struct("!4sQQQBI")
+_MAGIC = b"ms1\n"
+_RANKINGS: tuple[Ranking, ...] = ("upstream", "local")
+FILL_MARGIN_US = 5_000_000
+"""Nothing is filled this close to the moment it would expire (PROTOCOL B10)."""
+
+
+class Layer(Protocol[K, V]):
+    """A cache in front of Mem0. It raises LayerError and nothing else, never asks Mem0, never logs a memory's text.
+
+    `get` answers None for a miss and for a question that is not its kind.
+    """
+
+    name: str
+    fills: bool
+
+    def get(self, key: K, version: Version) -> V | None: ...
+
+    def put(self, key: K, value: V, version: Version) -> None: ...
+
+
+def encode(memories: Iterable[Memory], *, version: int, as_of: int, ranking: Ranking) -> Entry:
+    """An answer's memories as an entry. `as_of` is in microseconds on the store's clock."""
+    results = [public(memory) for memory in memories]
+    ends = [memory["expiration_date"] for memory in results if memory["expiration_date"]]
+    until = _midnight_after(min(ends)) if ends else 0
+    return Entry(orjson.dumps(results), version, as_of, until, ranking, len(results))
+
+
+def public(memory: Memory) -> dict[str, Any]:
+    """A memory as answers show it: marks stripped, source said."""
+    return {
+        "id": memory.id,
+        "memory": memory.text,
+        "score": memory.score,
+        "source": "ltm",
+        "pending": False,
+        "metadata": memory.public_metadata(),
+        "user_id": memory.user_id,
+        "agent_id": memory.agent_id,
+        "run_id": memory.run_id,
+        "created_at": memory.created_at,
+        "updated_at": memory.updated_at,
+        "expiration_date": memory.expiration_date,
+    }
+
+
+def expired(entry: Entry, store_now: int) -> bool:
+    """Whether something in the entry has expired by the store's clock (microseconds)."""
+    return bool(entry.valid_until) and store_now >= entry.valid_until
+
+
+def fillable(entry: Entry, store_now: int) -> bool:
+    """Whether the entry may still be kept: not within 5 s of expiring (PROTOCOL B10)."""
+    return not entry.valid_until or store_now + FILL_MARGIN_US < entry.valid_until
+
+
+def pack(entry: Entry) -> bytes:
+    """An entry as stored bytes: a fixed header, then the results ready to send."""
+    ranking = _RANKINGS.index(entry.ranking)
+    header = _HEADER.pack(_MAGIC, entry.version, entry.as_of, entry.valid_until, ranking, entry.count)
+    return header + entry.results
+
+
+def unpack(layer: str, stored: bytes) -> Entry:
+    """The entry in stored bytes; LayerCorrupt when they are none."""
+    try:
+        magic, version, as_of, until, ranking, count = _HEADER.unpack_from(stored)
+        if magic != _MAGIC:
+            raise LayerCorrupt(layer, "unknown format")
+        return Entry(stored[_HEADER.size :], version, as_of, until, _RANKINGS[ranking], count)
+    except (struct.error, IndexError) as error:
+        raise LayerCorrupt(layer, "cut entry") from error
+
+
+def _midnight_after(day: str) -> int:
+    end = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC) + timedelta(days=1)
+    return int(end.timestamp()) * 1_000_000

@@ -1,0 +1,119 @@
+"""L2: encoded answers in Redis, each carrying the version it was computed at."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import redis
+from django.conf import settings
+
+from memory import clock, keys, versions
+from memory.errors import LayerCorrupt, LayerUnavailable
+from memory.layers.base import fillable, pack, unpack
+from memory.redis_client import cache
+from memory.types import Entry, Query, Version
+
+NAME = "L2"
+JITTER = 0.1
+"""Share by which lifetimes differ, so that entries filled together do not expire together."""
+
+# Fill with compare (PROTOCOL B8): an older fill never replaces what readers of the newer version would hit, and
+# nothing below the floor is kept (B9). The copy may be missing; then equality at look-up is the guard.
+_FILL = """
+local copy = redis.call('GET', KEYS[1])
+if copy then
+  local version, floor = string.match(copy, '^(%d+):(%d+)$')
+  if tonumber(version) > tonumber(ARGV[2]) or tonumber(floor) > tonumber(ARGV[2]) then return 0 end
+end
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[3])
+return 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Trip:
+    """What one round trip brought: the version's copy, the entry whatever its version, the store's time (µs)."""
+
+    version: Version | None
+    entry: Entry | None
+    store_now: int
+
+
+class ResultLayer:
+    """Answers by pin and fingerprint, shared by all processes."""
+
+    name = NAME
+    fills = True
+
+    def fetch(self, query: Query, generation: int, *, entry: bool = True) -> Trip:
+        """Version, entry and time in one round trip, the version read first (PROTOCOL B8). LayerUnavailable."""
+        asked = clock.now()
+        pin = query.scope.pin
+        pipe = cache().pipeline(transaction=False)
+        pipe.get(keys.version(pin, generation))
+        pipe.time()
+        if entry:
+            pipe.get(keys.result(pin, generation, query.fingerprint))
+        try:
+            copy, time, *stored = pipe.execute()
+        except redis.RedisError as error:
+            raise LayerUnavailable(NAME, type(error).__name__) from error
+        version = versions.parse(pin, copy, asked) if copy else None
+        found = self._unpack(query, generation, stored[0]) if stored and stored[0] else None
+        return Trip(version, found, time[0] * 1_000_000 + time[1])
+
+    def put(self, query: Query, entry: Entry, generation: int, store_now: int) -> bool:
+        """Keep an entry; False when it was refused as older than the version, below the floor or about to expire."""
+        return self.put_many([(query, entry)], generation, store_now)[0]
+
+    def put_many(self, filled: Iterable[tuple[Query, Entry]], generation: int, store_now: int) -> list[bool]:
+        """Keep many entries in one round trip; whether each was kept."""
+        fill = cache().register_script(_FILL)
+        pipe = cache().pipeline(transaction=False)
+        kept: list[bool] = []
+        for query, entry in filled:
+            kept.append(fillable(entry, store_now))
+            if kept[-1]:
+                pin = query.scope.pin
+                names = [keys.version(pin, generation), keys.result(pin, generation, query.fingerprint)]
+                fill(keys=names, args=[pack(entry), entry.version, _lifetime_ms()], client=pipe)
+        try:
+            answers = iter(pipe.execute() if any(kept) else ())
+        except redis.RedisError as error:
+            raise LayerUnavailable(NAME, type(error).__name__) from error
+        return [sent and bool(next(answers)) for sent in kept]
+
+    def peek(self, queries: Iterable[Query], generation: int) -> list[tuple[Entry | None, int]]:
+        """Each query's entry and its remaining life in milliseconds (-2 without one); for warms and inspection."""
+        pipe = cache().pipeline(transaction=False)
+        listed = list(queries)
+        for query in listed:
+            name = keys.result(query.scope.pin, generation, query.fingerprint)
+            pipe.get(name)
+            pipe.pttl(name)
+        try:
+            answers = pipe.execute()
+        except redis.RedisError as error:
+            raise LayerUnavailable(NAME, type(error).__name__) from error
+        pairs = zip(listed, answers[::2], answers[1::2], strict=True)
+        return [(self._unpack(query, generation, stored) if stored else None, left) for query, stored, left in pairs]
+
+    def drop(self, query: Query, generation: int) -> None:
+        """Remove one entry."""
+        try:
+            cache().delete(keys.result(query.scope.pin, generation, query.fingerprint))
+        except redis.RedisError as error:
+            raise LayerUnavailable(NAME, type(error).__name__) from error
+
+    def _unpack(self, query: Query, generation: int, stored: bytes) -> Entry | None:
+        try:
+            return unpack(NAME, stored)
+        except LayerCorrupt:
+            self.drop(query, generation)
+            return None
+
+
+def _lifetime_ms() -> int:
+    return int(settings.L2_TTL_SECONDS * 1000 * random.uniform(1 - JITTER, 1))  # noqa: S311  (spread, not secrecy)

@@ -1,0 +1,23 @@
+"""What memsvc keeps in PostgreSQL."""
+
+from memory.models.jobs import Attempt, IdempotencyRecord, Job, Lane
+from memory.models.projects import ApiKey, Project
+from memory.models.summaries import Snapshot, SnapshotMemory
+from memory.models.upkeep import CounterTotal, Heartbeat
+from memory.models.users import MemoryUser
+from memory.models.versions import PinVersion
+
+__all__ = [
+    "ApiKey",
+    "Attempt",
+    "CounterTotal",
+    "Heartbeat",
+    "IdempotencyRecord",
+    "Job",
+    "Lane",
+    "MemoryUser",
+    "PinVersion",
+    "Project",
+    "Snapshot",
+    "SnapshotMemory",
+]

@@ -1,0 +1,14 @@
+"""What memory tells the apps above it."""
+
+from __future__ import annotations
+
+from django.dispatch import Signal
+
+memories_changed = Signal()
+"""A user's memories changed. Sent inside the transaction that moved the version: project_id, user_id, version."""
+
+loaded = Signal()
+"""A search had to be computed (L3 or L4 answered): query. Sent after the answer was made; receivers must be quick."""
+
+swept = Signal()
+"""The sweeper ran: hand over whatever is due."""

@@ -1,0 +1,74 @@
+"""A project's policies as each process knows them: never older than a second while PostgreSQL answers (PROTOCOL B5)."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from django.conf import settings
+from django.db import Error as DatabaseError
+
+from memory import clock
+from memory.errors import DatabaseUnavailable
+from memory.models import Project
+
+FRESH_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the read and write paths need to know of a project."""
+
+    id: int
+    slug: str
+    namespace: str
+    generation: int
+    local_search: str
+    local_ranking: str
+    on_unknown: str
+    backlog_max_jobs: int
+    backlog_max_bytes: int
+
+
+_known: dict[int, tuple[Policy, float]] = {}
+_lock = threading.Lock()
+
+
+def policy(project_id: int) -> Policy:
+    """The project's policy. While PostgreSQL is away the last one serves for as long as a version's lease would.
+
+    Project.DoesNotExist for an unknown id; DatabaseUnavailable when there is none to serve.
+    """
+    known = _known.get(project_id)
+    if known is not None and clock.now() - known[1] < FRESH_SECONDS:
+        return known[0]
+    asked = clock.now()
+    try:
+        found = _read(Project.objects.get(pk=project_id))
+    except DatabaseError as error:
+        if known is not None and asked - known[1] < settings.VERSION_LEASE_SECONDS:
+            return known[0]
+        raise DatabaseUnavailable("the project's policies cannot be read") from error
+    with _lock:
+        _known[project_id] = (found, asked)
+    return found
+
+
+def forget() -> None:
+    """Read every policy again at its next use."""
+    with _lock:
+        _known.clear()
+
+
+def _read(project: Project) -> Policy:
+    return Policy(
+        id=project.pk,
+        slug=project.slug,
+        namespace=project.namespace,
+        generation=project.generation,
+        local_search=project.local_search or settings.LOCAL_SEARCH,
+        local_ranking=project.local_ranking or settings.LOCAL_RANKING,
+        on_unknown=project.on_unknown,
+        backlog_max_jobs=project.backlog_max_jobs or settings.BACKLOG_MAX_JOBS,
+        backlog_max_bytes=project.backlog_max_bytes or settings.BACKLOG_MAX_BYTES,
+    )

@@ -1,0 +1,155 @@
+"""A pin's version: what makes an answer current (PROTOCOL B).
+
+PostgreSQL holds it; Redis holds a copy as a lease. Three scripts keep the copy honest: `take` gives whoever misses a
+token before PostgreSQL is read, `store` keeps a copy only while that token stands, `publish` replaces both.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+
+import redis
+from django.conf import settings
+from django.db import Error as DatabaseError
+from django.db import connection
+
+from memory import clock, keys
+from memory.errors import DatabaseUnavailable
+from memory.redis_client import cache
+from memory.types import KINDS, Pin, Version
+
+MARGIN_SECONDS = 0.5
+"""Added wherever a whole lease is waited out: Redis drops a key up to this late."""
+
+_TAKE = """
+local copy = redis.call('GET', KEYS[1])
+if copy then return {copy, false} end
+redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
+return {false, redis.call('GET', KEYS[2])}
+"""
+_STORE = """
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+local copy = redis.call('GET', KEYS[1])
+if copy and tonumber(string.match(copy, '^%d+')) > tonumber(ARGV[2]) then return 0 end
+local left = redis.call('PTTL', KEYS[2])
+if left <= 0 then return 0 end
+redis.call('SET', KEYS[1], ARGV[2] .. ':' .. ARGV[3], 'PX', left)
+return 1
+"""
+_PUBLISH = """
+redis.call('DEL', KEYS[2])
+local copy = redis.call('GET', KEYS[1])
+if copy and tonumber(string.match(copy, '^%d+')) >= tonumber(ARGV[1]) then return 1 end
+if tonumber(ARGV[3]) > 0 then redis.call('SET', KEYS[1], ARGV[1] .. ':' .. ARGV[2], 'PX', ARGV[3])
+else redis.call('DEL', KEYS[1]) end
+return 1
+"""
+
+_MOVE = """
+INSERT INTO memory_pinversion AS p (project_id, kind, pin_id, version, floor)
+VALUES (%(project)s, %(kind)s, %(id)s, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
+        CASE WHEN %(floor)s THEN (extract(epoch FROM clock_timestamp()) * 1000000)::bigint ELSE 0 END)
+ON CONFLICT (project_id, kind, pin_id) DO UPDATE SET
+    version = greatest(p.version + 1, excluded.version),
+    floor = CASE WHEN %(floor)s THEN greatest(p.version + 1, excluded.version) ELSE p.floor END
+RETURNING version, floor
+"""
+_ENSURE = "INSERT INTO memory_pinversion (project_id, kind, pin_id, version, floor) VALUES (%s, %s, %s, 0, 0) ON CONFLICT DO NOTHING"
+_READ = "SELECT version, floor FROM memory_pinversion WHERE project_id = %s AND kind = %s AND pin_id = %s"
+
+
+def parse(pin: Pin, copy: bytes, confirmed_at: float) -> Version:
+    """The version in a copy read from Redis by a request that began at `confirmed_at`."""
+    number, floor = copy.split(b":")
+    return Version(pin, int(number), int(floor), confirmed_at)
+
+
+def current(pin: Pin, generation: int) -> Version:
+    """The pin's version, from Redis or else PostgreSQL. DatabaseUnavailable when neither can tell."""
+    asked = clock.now()
+    try:
+        copy, token = _script(_TAKE)(keys=_keys(pin, generation), args=[secrets.token_hex(8), _lease_ms()])
+    except redis.RedisError:
+        return stored(pin)
+    if copy is not None:
+        return parse(pin, copy, asked)
+    version = stored(pin)
+    if token is not None:
+        _keep(version, generation, token)
+    return version
+
+
+def stored(pin: Pin) -> Version:
+    """The pin's version as PostgreSQL has it; 0 for a pin never written."""
+    asked = clock.now()
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(_READ, (pin.project, pin.kind, pin.id))
+            number, floor = cursor.fetchone() or (0, 0)
+    except DatabaseError as error:
+        raise DatabaseUnavailable("the version cannot be read") from error
+    return Version(pin, number, floor, asked)
+
+
+def move(pins: Iterable[Pin], *, floor: bool = False) -> list[Version]:
+    """Move the versions (and floors) of pins, in lock order. Call inside the transaction that records why they move.
+
+    The versions returned count their lease from before the rows were locked; `publish` them after the commit.
+    """
+    moved = []
+    with connection.cursor() as cursor:
+        for pin in in_lock_order(pins):
+            asked = clock.now()
+            cursor.execute(_MOVE, {"project": pin.project, "kind": pin.kind, "id": pin.id, "floor": floor})
+            moved.append(Version(pin, *cursor.fetchone(), asked))
+    return moved
+
+
+def publish(moved: Iterable[Version], generation: int) -> bool:
+    """Tell Redis of committed versions; True when it has confirmed every one (PROTOCOL B7)."""
+    confirmed = True
+    for version in moved:
+        left = _lease_ms() - int((clock.now() - version.confirmed_at) * 1000)
+        try:
+            _script(_PUBLISH)(keys=_keys(version.pin, generation), args=[version.number, version.floor, max(0, left)])
+        except redis.RedisError:
+            confirmed = False
+    return confirmed
+
+
+def lock(pins: Iterable[Pin], *, exclusive: bool = False) -> None:
+    """Hold the pins' rows until the transaction ends, so that job numbers follow commits for each id (PROTOCOL A1).
+
+    Shared locks let other adds and version moves pass; an exclusive one waits for all of them.
+    """
+    ordered = in_lock_order(pins)
+    with connection.cursor() as cursor:
+        cursor.executemany(_ENSURE, [(pin.project, pin.kind, pin.id) for pin in ordered])
+        for pin in ordered:
+            mode = "FOR UPDATE" if exclusive else "FOR KEY SHARE"
+            cursor.execute(f"{_READ} {mode}", (pin.project, pin.kind, pin.id))
+
+
+def in_lock_order(pins: Iterable[Pin]) -> Sequence[Pin]:
+    """User, agent, run; then by id: the one order in which rows are locked (PROTOCOL B1)."""
+    return sorted(set(pins), key=lambda pin: (pin.project, KINDS.index(pin.kind), pin.id))
+
+
+def _keep(version: Version, generation: int, token: bytes) -> None:
+    try:
+        _script(_STORE)(keys=_keys(version.pin, generation), args=[token, version.number, version.floor])
+    except redis.RedisError:
+        return  # only the next reader pays: it asks PostgreSQL again
+
+
+def _keys(pin: Pin, generation: int) -> list[str]:
+    return [keys.version(pin, generation), keys.token(pin, generation)]
+
+
+def _lease_ms() -> int:
+    return int(settings.VERSION_LEASE_SECONDS * 1000)
+
+
+def _script(text: str) -> redis.commands.core.Script:
+    return cache().register_script(text)
