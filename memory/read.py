@@ -1,0 +1,247 @@
+"""The read path: version → L0 → L2 → L3 → L4, then fill what missed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from django.conf import settings
+
+from memory import bulkhead, clock, db, flights, metrics, signals, stack, versions
+from memory.clock import Deadline
+from memory.errors import DatabaseUnavailable, LayerError, MemsvcError, OriginError
+from memory.layers.base import encode, expired
+from memory.layers.l2_results import Trip
+from memory.tenancy.projects import Policy
+from memory.types import Answer, Consistency, Entry, Memory, Query, Scope, Version
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class VersionBehind(MemsvcError):
+    """`min_version` is newer than anything PostgreSQL knows (PROTOCOL B11)."""
+
+    code = "version_unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a caller asks of freshness: DESIGN 4's contract, one field each."""
+
+    consistency: Consistency = "strict"
+    max_age_ms: int = 0
+    min_version: int = 0
+
+
+STRICT = Wish()
+
+
+def search(query: Query, policy: Policy, deadline: Deadline, wish: Wish = STRICT) -> Answer:
+    """The best memories for a query, from the first layer that has them current.
+
+    OriginError when Mem0 had to be asked and no copy may stand in; Overloaded when too many calls wait already;
+    VersionBehind; DatabaseUnavailable when neither version nor Mem0 can be had.
+    """
+    if wish.consistency == "bounded" and (quick := _bounded(query, policy, wish)) is not None:
+        return _counted(quick, policy)
+    trip = _lookup("L2", policy, lambda: stack.L2.fetch(query, policy.generation)) or Trip(None, None, 0)
+    version = _version(query, policy, trip, wish)
+    if version is None:
+        return _counted(_uncached(query, policy, deadline), policy)
+    if wish.consistency != "fresh" and (answer := _cached(query, policy, version, trip, wish)) is not None:
+        return _counted(answer, policy)
+    try:
+        answer = _load(query, policy, version, trip, deadline, shared=wish.consistency != "fresh")
+    except OriginError as error:
+        return _counted(_degraded(query, policy, version, trip, error), policy)
+    signals.loaded.send(sender=None, query=query)
+    return _counted(answer, policy)
+
+
+def memories(scope: Scope, policy: Policy, deadline: Deadline) -> tuple[list[Memory], str, bool]:
+    """Every memory of a scope, newest first, the layer that told, and whether they are all: L3 if complete at the
+    current version, else Mem0. OriginError, Overloaded."""
+    known = None
+    if scope.user_id is not None:
+        version = _quietly(lambda: versions.current(scope.pin, policy.generation))
+        if version is not None:
+            known = _lookup("L3", policy, lambda: stack.L3.listing(scope, version))
+    if known is not None:
+        return _newest_first(known), "L3", True
+    db.release()
+    with bulkhead.waiting():
+        listing = stack.backend(policy).list(scope, deadline)
+    return _newest_first(listing.memories), "L4", listing.complete
+
+
+def get(memory_id: str, policy: Policy, deadline: Deadline) -> Memory | None:
+    """One memory of the project, asked of Mem0. OriginError, Overloaded."""
+    db.release()
+    with bulkhead.waiting():
+        return stack.backend(policy).get(memory_id, deadline)
+
+
+def history(memory_id: str, policy: Policy, deadline: Deadline) -> list[dict[str, object]]:
+    """What happened to one memory, oldest first; the caller has made sure that it is the project's."""
+    db.release()
+    with bulkhead.waiting():
+        return stack.backend(policy).history(memory_id, deadline)
+
+
+def _bounded(query: Query, policy: Policy, wish: Wish) -> Answer | None:
+    """An L0 answer whose version was confirmed recently enough: no round trip (PROTOCOL B12)."""
+    held = stack.L0.any(query, policy.generation)
+    if held is None or held.entry.version < wish.min_version:
+        return None
+    if (clock.now() - held.confirmed_at) * 1000 > wish.max_age_ms or not _served(held.entry, policy):
+        return None
+    version = Version(query.scope.pin, held.entry.version, 0, held.confirmed_at)
+    return Answer(held.entry, version, "L0", age_ms=held.age_ms)
+
+
+def _version(query: Query, policy: Policy, trip: Trip, wish: Wish) -> Version | None:
+    """The version to answer at; None when neither store can tell. It stands before any look-up (PROTOCOL B8)."""
+    pin = query.scope.pin
+    version = trip.version or _quietly(lambda: versions.current(pin, policy.generation))
+    if version is not None and version.number < wish.min_version:
+        version = versions.stored(pin)
+        if version.number < wish.min_version:
+            raise VersionBehind(f"the latest version is {version}")
+    return version
+
+
+def _cached(query: Query, policy: Policy, version: Version, trip: Trip, wish: Wish) -> Answer | None:
+    """The answer of the first layer that is current; for `eventual`, also a copy a little behind."""
+    held = stack.L0.get(query, version, policy.generation)
+    if held is not None and _served(held.entry, policy):
+        metrics.count("lookups", project=policy.id, layer="L0", outcome="hit")
+        return Answer(held.entry, version, "L0", age_ms=held.age_ms)
+    metrics.count("lookups", project=policy.id, layer="L0", outcome="miss")
+    copy = _copy(trip, policy)
+    if copy is not None and copy.version == version.number:
+        metrics.count("lookups", project=policy.id, layer="L2", outcome="hit")
+        stack.L0.put(query, copy, version, policy.generation, trip.store_now)
+        return Answer(copy, version, "L2", age_ms=_age_ms(copy, trip))
+    metrics.count("lookups", project=policy.id, layer="L2", outcome="miss")
+    if wish.consistency == "eventual" and copy is not None and version.floor <= copy.version >= wish.min_version:
+        age = _age_ms(copy, trip)
+        if age <= settings.EVENTUAL_MAX_STALE_SECONDS * 1000:
+            signals.loaded.send(sender=None, query=query)
+            return Answer(copy, version, "L2", stale=True, reason="eventual", age_ms=age)
+    local = _lookup("L3", policy, lambda: stack.L3.get(query, version, policy))
+    if local is None:
+        return None
+    entry = _dated(local, trip)
+    _fill(query, entry, version, policy, trip)
+    signals.loaded.send(sender=None, query=query)
+    return Answer(entry, version, "L3", age_ms=_age_ms(entry, trip))
+
+
+def _load(query: Query, policy: Policy, version: Version, trip: Trip, deadline: Deadline, *, shared: bool) -> Answer:
+    """Ask Mem0, once for all who ask the same at the same version, and fill the layers that missed."""
+
+    def ask() -> Entry:
+        found = stack.backend(policy).search(query, deadline)
+        entry = encode(found, version=version.number, as_of=trip.store_now or _store_now(), ranking="upstream")
+        _fill(query, entry, version, policy, trip)
+        return entry
+
+    db.release()
+    with bulkhead.waiting():
+        if not shared:
+            return Answer(ask(), version, "L4", upstream_calls=1)
+        entry, led = flights.join((query, version.number, policy.generation), ask, deadline)
+    return Answer(entry, version, "L4", upstream_calls=int(led))
+
+
+def _uncached(query: Query, policy: Policy, deadline: Deadline) -> Answer:
+    """The version is unknown: no layer can be trusted and none is filled."""
+    db.release()
+    with bulkhead.waiting():
+        found = stack.backend(policy).search(query, deadline)
+    entry = encode(found, version=0, as_of=_store_now(), ranking="upstream")
+    return Answer(entry, None, "L4", reason="version_unknown", upstream_calls=1)
+
+
+def _degraded(query: Query, policy: Policy, version: Version, trip: Trip, error: OriginError) -> Answer:
+    """Mem0 is away: the newest copy above the floor, or L3's own ranking, labelled; else the error itself."""
+    copies: list[Answer] = []
+    local = _lookup("L3", policy, lambda: stack.L3.degraded(query, version, policy))
+    if local is not None:
+        entry, partial = local
+        copies.append(Answer(_dated(entry, trip), version, "L3", age_ms=_age_ms(entry, trip), partial=partial))
+    copy = _copy(trip, policy)
+    if copy is not None:
+        copies.append(Answer(copy, version, "L2", age_ms=_age_ms(copy, trip)))
+    held = stack.L0.any(query, policy.generation)
+    if held is not None:
+        copies.append(Answer(held.entry, version, "L0", age_ms=held.age_ms))
+    allowed = [found for found in copies if found.entry.version >= version.floor]
+    if not error.retryable or not allowed:
+        raise error
+    best = max(allowed, key=lambda found: found.entry.version)
+    metrics.count("degraded", project=policy.id, reason=error.code)
+    return replace(best, stale=best.entry.version < version.number, degraded=True, reason=error.code)
+
+
+def _served(entry: Entry, policy: Policy) -> bool:
+    """Whether the project's policy lets an entry be served: a local ranking only where it is on (PROTOCOL C3)."""
+    return entry.ranking == "upstream" or policy.local_search == "on"
+
+
+def _copy(trip: Trip, policy: Policy) -> Entry | None:
+    entry = trip.entry
+    if entry is None or expired(entry, trip.store_now) or not _served(entry, policy):
+        return None
+    return entry
+
+
+def _fill(query: Query, entry: Entry, version: Version, policy: Policy, trip: Trip) -> None:
+    now = _store_now() if not trip.store_now else max(trip.store_now, entry.as_of)
+    stack.L0.put(query, entry, version, policy.generation, now)
+    if trip.store_now:
+        kept = _lookup("L2", policy, lambda: stack.L2.put(query, entry, policy.generation, now))
+        metrics.count("fills", project=policy.id, layer="L2", outcome="stored" if kept else "refused")
+
+
+def _dated(entry: Entry, trip: Trip) -> Entry:
+    """A local ranking is as old as the version it was computed at was when it was read: this request's start."""
+    return replace(entry, as_of=trip.store_now or _store_now())
+
+
+def _lookup(layer: str, policy: Policy, ask: Callable[[], T]) -> T | None:
+    """What a layer answers; a broken layer is a miss, counted."""
+    try:
+        return ask()
+    except LayerError as error:
+        metrics.count("lookups", project=policy.id, layer=layer, outcome="error")
+        log.warning("layer failed", extra={"layer": error.layer, "reason": error.code})
+        return None
+
+
+def _quietly(ask: Callable[[], Version]) -> Version | None:
+    try:
+        return ask()
+    except DatabaseUnavailable:
+        return None
+
+
+def _counted(answer: Answer, policy: Policy) -> Answer:
+    metrics.count("searches", project=policy.id, layer=answer.layer)
+    return answer
+
+
+def _age_ms(entry: Entry, trip: Trip) -> int:
+    return max(0, (trip.store_now - entry.as_of) // 1000) if trip.store_now else 0
+
+
+def _store_now() -> int:
+    """The time for answers that no store keeps: Redis is away, so nothing will compare it."""
+    return int(clock.wall().timestamp() * 1_000_000)
+
+
+def _newest_first(found: object) -> list[Memory]:
+    return sorted(found, key=lambda memory: (memory.created_at or "", memory.id), reverse=True)  # type: ignore[call-overload]

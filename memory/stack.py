@@ -1,0 +1,48 @@
+"""The layers in read order, and the Mem0 behind them."""
+
+from __future__ import annotations
+
+import threading
+from functools import cache as once
+
+from django.conf import settings
+
+from memory.backends.base import Backend
+from memory.backends.namespaced import Namespaced
+from memory.layers.l0_process import ProcessLayer
+from memory.layers.l2_results import ResultLayer
+from memory.layers.l3_summaries import SummaryLayer
+from memory.tenancy.projects import Policy
+
+L0 = ProcessLayer()
+L2 = ResultLayer()
+L3 = SummaryLayer()
+ANSWERS = (L0, L2, L3)
+
+_building = threading.Lock()
+
+
+def backend(policy: Policy) -> Namespaced:
+    """L4 as this project sees it."""
+    return Namespaced(_origin(), policy.id, policy.namespace)
+
+
+def origin() -> Backend:
+    """Mem0 as it is, without any project: for checks and administration."""
+    return _origin()
+
+
+def _origin() -> Backend:
+    with _building:
+        return _build()
+
+
+@once
+def _build() -> Backend:
+    if settings.MEM0_USE_REST_API:
+        from memory.backends.mem0_rest import connect  # only the upstream in use is loaded
+
+        return connect()
+    from memory.backends.mem0_sdk import Mem0SDK  # heavy, and absent in REST mode
+
+    return Mem0SDK()
