@@ -47,7 +47,7 @@ def search(query: Query, policy: Policy, deadline: Deadline, wish: Wish = STRICT
     """
     if wish.consistency == "bounded" and (quick := _bounded(query, policy, wish)) is not None:
         return _counted(quick, policy)
-    trip = _lookup("L2", policy, lambda: stack.L2.fetch(query, policy.generation)) or Trip(None, None, 0)
+    trip = _lookup("L2", policy, lambda: stack.L2.fetch(query, policy.generation))
     version = _version(query, policy, trip, wish)
     if version is None:
         return _counted(_uncached(query, policy, deadline), policy)
@@ -102,10 +102,10 @@ def _bounded(query: Query, policy: Policy, wish: Wish) -> Answer | None:
     return Answer(held.entry, version, "L0", age_ms=held.age_ms)
 
 
-def _version(query: Query, policy: Policy, trip: Trip, wish: Wish) -> Version | None:
+def _version(query: Query, policy: Policy, trip: Trip | None, wish: Wish) -> Version | None:
     """The version to answer at; None when neither store can tell. It stands before any look-up (PROTOCOL B8)."""
     pin = query.scope.pin
-    version = trip.version or _quietly(lambda: versions.current(pin, policy.generation))
+    version = (trip and trip.version) or _quietly(lambda: versions.current(pin, policy.generation))
     if version is not None and version.number < wish.min_version:
         version = versions.stored(pin)
         if version.number < wish.min_version:
@@ -113,7 +113,7 @@ def _version(query: Query, policy: Policy, trip: Trip, wish: Wish) -> Version | 
     return version
 
 
-def _cached(query: Query, policy: Policy, version: Version, trip: Trip, wish: Wish) -> Answer | None:
+def _cached(query: Query, policy: Policy, version: Version, trip: Trip | None, wish: Wish) -> Answer | None:
     """The answer of the first layer that is current; for `eventual`, also a copy a little behind."""
     held = stack.L0.get(query, version, policy.generation)
     if held is not None and _served(held.entry, policy):
@@ -123,7 +123,7 @@ def _cached(query: Query, policy: Policy, version: Version, trip: Trip, wish: Wi
     copy = _copy(trip, policy)
     if copy is not None and copy.version == version.number:
         metrics.count("lookups", project=policy.id, layer="L2", outcome="hit")
-        stack.L0.put(query, copy, version, policy.generation, trip.store_now)
+        stack.L0.put(query, copy, version, policy.generation, _store_now(trip))
         return Answer(copy, version, "L2", age_ms=_age_ms(copy, trip))
     metrics.count("lookups", project=policy.id, layer="L2", outcome="miss")
     if wish.consistency == "eventual" and copy is not None and version.floor <= copy.version >= wish.min_version:
@@ -140,12 +140,12 @@ def _cached(query: Query, policy: Policy, version: Version, trip: Trip, wish: Wi
     return Answer(entry, version, "L3", age_ms=_age_ms(entry, trip))
 
 
-def _load(query: Query, policy: Policy, version: Version, trip: Trip, deadline: Deadline, *, shared: bool) -> Answer:
+def _load(query: Query, policy: Policy, version: Version, trip: Trip | None, deadline: Deadline, *, shared: bool) -> Answer:
     """Ask Mem0, once for all who ask the same at the same version, and fill the layers that missed."""
 
     def ask() -> Entry:
         found = stack.backend(policy).search(query, deadline)
-        entry = encode(found, version=version.number, as_of=trip.store_now or _store_now(), ranking="upstream")
+        entry = encode(found, version=version.number, as_of=_began(trip), ranking="upstream")
         _fill(query, entry, version, policy, trip)
         return entry
 
@@ -162,17 +162,17 @@ def _uncached(query: Query, policy: Policy, deadline: Deadline) -> Answer:
     db.release()
     with bulkhead.waiting():
         found = stack.backend(policy).search(query, deadline)
-    entry = encode(found, version=0, as_of=_store_now(), ranking="upstream")
+    entry = encode(found, version=0, as_of=_store_now(None), ranking="upstream")
     return Answer(entry, None, "L4", reason="version_unknown", upstream_calls=1)
 
 
-def _degraded(query: Query, policy: Policy, version: Version, trip: Trip, error: OriginError) -> Answer:
+def _degraded(query: Query, policy: Policy, version: Version, trip: Trip | None, error: OriginError) -> Answer:
     """Mem0 is away: the newest copy above the floor, or L3's own ranking, labelled; else the error itself."""
     copies: list[Answer] = []
     local = _lookup("L3", policy, lambda: stack.L3.degraded(query, version, policy))
     if local is not None:
         entry, partial = local
-        copies.append(Answer(_dated(entry, trip), version, "L3", age_ms=_age_ms(entry, trip), partial=partial))
+        copies.append(Answer(entry, version, "L3", age_ms=_age_ms(entry, trip), partial=partial))
     copy = _copy(trip, policy)
     if copy is not None:
         copies.append(Answer(copy, version, "L2", age_ms=_age_ms(copy, trip)))
@@ -192,24 +192,24 @@ def _served(entry: Entry, policy: Policy) -> bool:
     return entry.ranking == "upstream" or policy.local_search == "on"
 
 
-def _copy(trip: Trip, policy: Policy) -> Entry | None:
-    entry = trip.entry
-    if entry is None or expired(entry, trip.store_now) or not _served(entry, policy):
+def _copy(trip: Trip | None, policy: Policy) -> Entry | None:
+    entry = trip.entry if trip else None
+    if entry is None or expired(entry, _store_now(trip)) or not _served(entry, policy):
         return None
     return entry
 
 
-def _fill(query: Query, entry: Entry, version: Version, policy: Policy, trip: Trip) -> None:
-    now = _store_now() if not trip.store_now else max(trip.store_now, entry.as_of)
+def _fill(query: Query, entry: Entry, version: Version, policy: Policy, trip: Trip | None) -> None:
+    now = _store_now(trip)
     stack.L0.put(query, entry, version, policy.generation, now)
-    if trip.store_now:
+    if trip is not None:
         kept = _lookup("L2", policy, lambda: stack.L2.put(query, entry, policy.generation, now))
         metrics.count("fills", project=policy.id, layer="L2", outcome="stored" if kept else "refused")
 
 
-def _dated(entry: Entry, trip: Trip) -> Entry:
-    """A local ranking is as old as the version it was computed at was when it was read: this request's start."""
-    return replace(entry, as_of=trip.store_now or _store_now())
+def _dated(entry: Entry, trip: Trip | None) -> Entry:
+    """A local ranking at the current version is as fresh as the reading of that version: this request's start."""
+    return replace(entry, as_of=_began(trip))
 
 
 def _lookup(layer: str, policy: Policy, ask: Callable[[], T]) -> T | None:
@@ -234,13 +234,17 @@ def _counted(answer: Answer, policy: Policy) -> Answer:
     return answer
 
 
-def _age_ms(entry: Entry, trip: Trip) -> int:
-    return max(0, (trip.store_now - entry.as_of) // 1000) if trip.store_now else 0
+def _age_ms(entry: Entry, trip: Trip | None) -> int:
+    return max(0, (_store_now(trip) - entry.as_of) // 1000)
 
 
-def _store_now() -> int:
-    """The time for answers that no store keeps: Redis is away, so nothing will compare it."""
-    return int(clock.wall().timestamp() * 1_000_000)
+def _began(trip: Trip | None) -> int:
+    """The store's time before anything was looked up; this host's while Redis is away, when no entry is compared."""
+    return trip.store_now if trip else _store_now(None)
+
+
+def _store_now(trip: Trip | None) -> int:
+    return trip.now() if trip else int(clock.wall().timestamp() * 1_000_000)
 
 
 def _newest_first(found: object) -> list[Memory]:

@@ -39,6 +39,11 @@ class Trip:
     version: Version | None
     entry: Entry | None
     store_now: int
+    asked_at: float
+
+    def now(self) -> int:
+        """The store's time at this moment, never behind it: counted on from before it was asked."""
+        return self.store_now + int((clock.now() - self.asked_at) * 1_000_000)
 
 
 class ResultLayer:
@@ -62,7 +67,7 @@ class ResultLayer:
             raise LayerUnavailable(NAME, type(error).__name__) from error
         version = versions.parse(pin, copy, asked) if copy else None
         found = self._unpack(query, generation, stored[0]) if stored and stored[0] else None
-        return Trip(version, found, time[0] * 1_000_000 + time[1])
+        return Trip(version, found, time[0] * 1_000_000 + time[1], asked)
 
     def put(self, query: Query, entry: Entry, generation: int, store_now: int) -> bool:
         """Keep an entry; False when it was refused as older than the version, below the floor or about to expire."""

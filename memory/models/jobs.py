@@ -30,9 +30,10 @@ class Lane(models.Model):
 
 
 class Job(models.Model):
-    """One accepted write. Numbers follow commits for each id (A1); `job_id` is what clients and Mem0's marks carry."""
+    """One accepted write. Numbers follow commits for each id (A1), a retried job takes a new one at its lane's tail;
+    `job_id` is what clients and Mem0's marks carry."""
 
-    number = models.BigAutoField(primary_key=True)
+    number = models.BigIntegerField()
     job_id = models.UUIDField(unique=True)
     project = models.ForeignKey(Project, on_delete=models.CASCADE)
     lane = models.ForeignKey(Lane, on_delete=models.CASCADE, related_name="jobs")

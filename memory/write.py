@@ -1,0 +1,267 @@
+"""The write path up to the answer: one transaction that accepts (PROTOCOL A1). Delivery is another file."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from django.conf import settings
+from django.db import Error as DatabaseError
+from django.db import IntegrityError, connection, transaction
+from django.db.models import Count, Sum
+from django.utils import timezone
+
+from memory import clock, outbox, stack, versions
+from memory.clock import Deadline
+from memory.errors import DatabaseUnavailable, LayerError, MemsvcError, OriginError, Overloaded
+from memory.models import IdempotencyRecord, Job, Lane
+from memory.models.jobs import UNFINISHED
+from memory.tenancy.projects import Policy
+from memory.types import Scope
+
+OWNER_TIMEOUT_SECONDS = 5.0
+
+
+class IdempotencyMismatch(MemsvcError):
+    """The Idempotency-Key came with another body before."""
+
+    code = "idempotency_mismatch"
+
+
+class BacklogFull(Overloaded):
+    """The project has as much undelivered as it may (PROTOCOL A10)."""
+
+    code = "backlog_full"
+
+
+class OwnerUnknown(MemsvcError):
+    """Neither L3 nor Mem0 can tell whose memory this is (PROTOCOL A11)."""
+
+    code = "owner_unknown"
+    retryable = True
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """What a caller wants written. `payload` by kind:
+    add {memories: [{text, metadata?, expiration_date?}]} · extract {messages, metadata?} ·
+    update {text?, metadata?, expiration_date? (null clears)} · delete {}."""
+
+    kind: str
+    scope: Scope
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    memory_id: str | None = None
+    idempotency_key: str | None = None
+    body_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The job of a write; `replayed` when the Idempotency-Key had made it before."""
+
+    job: Job
+    replayed: bool
+
+
+def accept(write: Write, policy: Policy) -> Accepted:
+    """Make the write durable: it needs PostgreSQL and nothing else.
+
+    IdempotencyMismatch; BacklogFull; DatabaseUnavailable, with nothing half-written.
+    """
+    try:
+        if (earlier := _replay(write, policy)) is not None:
+            return earlier
+        _check_backlog(policy)
+        try:
+            with transaction.atomic():
+                job = _insert(write, policy)
+        except IntegrityError:  # the same key raced us to the commit
+            if (earlier := _replay(write, policy)) is None:
+                raise
+            return earlier
+    except DatabaseError as error:
+        raise DatabaseUnavailable("the write was not accepted") from error
+    wake(job.lane_id)
+    return Accepted(job, replayed=False)
+
+
+def owner(memory_id: str, policy: Policy) -> Scope | None:
+    """The ids a memory is filed under, from L3's rows or else Mem0 (PROTOCOL A11); None when there is no such memory.
+
+    OwnerUnknown when Mem0 would have to be asked and cannot answer.
+    """
+    try:
+        known = stack.L3.owner(policy.id, memory_id)
+    except LayerError:
+        known = None
+    if known is not None:
+        return known
+    try:
+        memory = stack.backend(policy).get(memory_id, Deadline.after(OWNER_TIMEOUT_SECONDS))
+    except OriginError as error:
+        raise OwnerUnknown("Mem0 cannot be asked whose memory this is") from error
+    return Scope(policy.id, memory.user_id, memory.agent_id, memory.run_id) if memory else None
+
+
+def report(job: Job) -> dict[str, Any]:
+    """A job as the API shows it."""
+    pin = scope(job).pin
+    return {
+        "job_id": str(job.job_id),
+        "kind": job.kind,
+        "status": job.state,
+        "attempts": job.attempts,
+        "error": job.error or None,
+        "reason": job.reason or None,
+        "version": f"{pin.kind}:{job.version}" if job.version else None,
+        "results": job.results,
+        "failed": job.failed,
+        "user_id": job.user_id,
+        "agent_id": job.agent_id,
+        "run_id": job.run_id,
+        "accepted_at": job.accepted_at,
+        "completed_at": job.completed_at,
+        "warmed_at": job.warmed_at,
+    }
+
+
+def scope(job: Job) -> Scope:
+    """The ids a job names."""
+    return Scope(job.project_id, job.user_id, job.agent_id, job.run_id)
+
+
+def retry(job: Job) -> bool:
+    """Put a failed job at its lane's tail again, for what is not stored yet; False when it cannot be."""
+    with transaction.atomic():
+        row = Job.objects.select_for_update().get(pk=job.pk)
+        if row.state != "failed" or row.payload is None:
+            return False
+        versions.lock(scope(job).pins())
+        Job.objects.filter(pk=job.pk).update(
+            number=_next_number(),
+            state="pending",
+            attempts=0,
+            failed=[],
+            error="",
+            reason="retried",
+            dismissed_at=None,
+            next_attempt_at=timezone.now(),
+        )
+    wake(job.lane_id)
+    return True
+
+
+def dismiss(job: Job) -> bool:
+    """Take a failed job off the operator's list; its payload is kept as long as any other's."""
+    return bool(Job.objects.filter(pk=job.pk, state="failed").update(dismissed_at=timezone.now()))
+
+
+def wake(lane_id: int) -> None:
+    """Tell a worker that a lane has work."""
+    from memory.tasks import deliver  # tasks stand above this module
+
+    outbox.send(deliver.si(lane_id))
+
+
+def _insert(write: Write, policy: Policy) -> Job:
+    pin = write.scope.pin
+    versions.lock(write.scope.pins())
+    payload = dict(write.payload)
+    job = Job.objects.create(
+        number=_next_number(),
+        job_id=uuid.uuid4(),
+        project_id=policy.id,
+        lane_id=_lane(policy.id, pin.kind, pin.id),
+        kind=write.kind,
+        memory_id=write.memory_id,
+        payload=payload,
+        payload_bytes=len(orjson.dumps(payload)),
+        **write.scope.ids(),
+    )
+    if write.scope.user_id is not None:
+        touch_user(policy.id, write.scope.user_id)
+    if write.idempotency_key is not None:
+        IdempotencyRecord.objects.create(
+            project_id=policy.id,
+            key_digest=_digest(write.idempotency_key),
+            body_digest=write.body_digest,
+            job=job,
+        )
+    return job
+
+
+def touch_user(project_id: int, user_id: str) -> None:
+    """Know the user, and that they were active within the hour."""
+    with connection.cursor() as cursor:
+        cursor.execute(_TOUCH, (project_id, user_id))
+
+
+_TOUCH = """
+INSERT INTO memory_memoryuser AS u (project_id, user_id, warmed_version, warm_failed_version, warm_failure)
+VALUES (%s, %s, 0, 0, '')
+ON CONFLICT (project_id, user_id) DO UPDATE SET active_at = now() WHERE u.active_at < now() - interval '1 hour'
+"""
+_LANE = """
+WITH made AS (
+    INSERT INTO memory_lane (project_id, kind, pin_id, fence, holder) VALUES (%(project)s, %(kind)s, %(id)s, 0, '')
+    ON CONFLICT DO NOTHING RETURNING id
+)
+SELECT id FROM made UNION ALL SELECT id FROM memory_lane WHERE project_id = %(project)s AND kind = %(kind)s AND pin_id = %(id)s
+"""
+
+
+def _lane(project: int, kind: str, pin_id: str) -> int:
+    """The lane's row, made when it is the first time. A lane never goes away, so a conflict always finds it."""
+    with connection.cursor() as cursor:
+        for _ in range(2):  # another transaction's lane becomes visible to the second statement
+            cursor.execute(_LANE, {"project": project, "kind": kind, "id": pin_id})
+            if (row := cursor.fetchone()) is not None:
+                return int(row[0])
+    return Lane.objects.get(project_id=project, kind=kind, pin_id=pin_id).pk
+
+
+def _replay(write: Write, policy: Policy) -> Accepted | None:
+    if write.idempotency_key is None:
+        return None
+    record = (
+        IdempotencyRecord.objects.select_related("job")
+        .filter(project_id=policy.id, key_digest=_digest(write.idempotency_key))
+        .first()
+    )
+    if record is None:
+        return None
+    if record.body_digest != write.body_digest:
+        raise IdempotencyMismatch("this Idempotency-Key came with another body before")
+    return Accepted(record.job, replayed=True)
+
+
+_backlog: dict[int, tuple[int, int, float]] = {}
+
+
+def _check_backlog(policy: Policy) -> None:
+    """Refuse what goes beyond the project's backlog; counted at most once a second by each process."""
+    jobs, size, counted_at = _backlog.get(policy.id, (0, 0, 0.0))
+    if clock.now() - counted_at > 1:
+        sums = Job.objects.filter(project_id=policy.id, state__in=UNFINISHED).aggregate(
+            jobs=Count("id"),
+            size=Sum("payload_bytes"),
+        )
+        jobs, size = sums["jobs"], sums["size"] or 0
+        _backlog[policy.id] = (jobs, size, clock.now())
+    if jobs >= policy.backlog_max_jobs or size >= policy.backlog_max_bytes:
+        raise BacklogFull(f"{jobs} jobs of {size} bytes wait for Mem0", retry_after=settings.RETRY_MAX_SECONDS)
+
+
+def _next_number() -> int:
+    """A number from the table's own sequence, taken while the pins' rows are locked (PROTOCOL A1)."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT nextval(pg_get_serial_sequence('memory_job', 'id'))")
+        return int(cursor.fetchone()[0])
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
