@@ -38,6 +38,6 @@ def normalised(text: str) -> str:
     return _SPACES.sub(" ", nfc(nfc(text).casefold())).strip().rstrip(".").rstrip()
 
 
-def digest(text: str) -> str:
+def text_hash(text: str) -> str:
     """32 hex characters that stand for the exact text after NFC: what wanted and stored facts are matched by."""
     return hashlib.blake2b(nfc(text).encode(), digest_size=16).hexdigest()

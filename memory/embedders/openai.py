@@ -7,6 +7,7 @@ import binascii
 import random
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import requests
@@ -68,7 +69,7 @@ class OpenAIEmbedder:
 
     def _post(self, texts: list[str], deadline: Deadline) -> requests.Response | None:
         """The answer, or None when there was none."""
-        body: dict[str, object] = {"model": self.name, "input": texts, "encoding_format": "base64"}
+        body: dict[str, Any] = {"model": self.name, "input": texts, "encoding_format": "base64"}
         # Only this family cuts its vectors on request; others refuse the field.
         if self.name.startswith("text-embedding-3"):
             body["dimensions"] = self.dimensions
