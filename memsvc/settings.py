@@ -20,6 +20,8 @@ CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS")
 # Where `make up` keeps its data, and Mem0 in process its files.
 MEMSVC_HOME = Path(env.text("MEMSVC_HOME", str(BASE_DIR / ".memsvc"))).expanduser().absolute()
 PORT = env.integer("PORT", 8000, least=1, most=65535)
+# The address web listens on; 0.0.0.0 for every one.
+BIND_ADDRESS = env.text("BIND_ADDRESS", "127.0.0.1")
 WEB_PROCESSES = env.integer("WEB_PROCESSES", 2, least=1)
 # Threads of one web process; at most half of them, and never fewer than 16, may wait for Mem0 (PROTOCOL E).
 WEB_THREADS = env.integer("WEB_THREADS", 40, least=2)
@@ -31,9 +33,13 @@ HTTPS = env.boolean("HTTPS", default=False)
 # -- stores -----------------------------------------------------------------------------------------------------------
 DATABASE_CONNECTIONS = env.integer("DATABASE_CONNECTIONS", 8, least=2)
 DATABASE_TIMEOUT_SECONDS = env.seconds("DATABASE_TIMEOUT_SECONDS", 3, least=0.1)
+# Seconds one SQL statement may take; 0: no limit, as `make up` sets for migrations.
+DATABASE_STATEMENT_TIMEOUT_SECONDS = env.seconds("DATABASE_STATEMENT_TIMEOUT_SECONDS", 30)
 REDIS_URL = env.secret("REDIS_URL", "redis://localhost:6379/0")
 REDIS_TIMEOUT_SECONDS = env.seconds("REDIS_TIMEOUT_SECONDS", 0.25, least=0.01)
 BROKER_URL = env.secret("BROKER_URL", "redis://localhost:6380/0")
+# Memory of the Valkey that `make up` starts for CACHE; it evicts what was used least recently.
+EMBEDDED_CACHE_MB = env.integer("EMBEDDED_CACHE_MB", 256, least=16)
 
 DATABASES = {
     "default": {
@@ -43,6 +49,7 @@ DATABASES = {
         "DISABLE_SERVER_SIDE_CURSORS": True,
         "POOL_SIZE": DATABASE_CONNECTIONS,
         "POOL_TIMEOUT_SECONDS": DATABASE_TIMEOUT_SECONDS,
+        "STATEMENT_TIMEOUT_SECONDS": DATABASE_STATEMENT_TIMEOUT_SECONDS,
     },
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

@@ -1,0 +1,36 @@
+# Needs make and Python 3.11 or 3.12; everything else comes into .venv.
+.DEFAULT_GOAL := help
+.PHONY: help up test lint fmt clean
+
+PYTHON := .venv/bin/python
+INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
+		if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' >/dev/null 2>&1; \
+		then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then echo "memsvc needs Python 3.11 or 3.12: neither is on the PATH." >&2; exit 1; fi; \
+	$$found -m memsvc.embedded.install
+
+help: ## show this
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
+
+up: ## install what is missing, start everything, print where it is; Ctrl-C stops it
+	@$(INSTALL) up && exec $(PYTHON) -m memsvc.embedded up
+
+test: ## run all tests on private PostgreSQL and Valkey; make test ARGS="-k warm"
+	@$(INSTALL) dev && exec $(PYTHON) -m memsvc.embedded test -- $(ARGS)
+
+lint: ## what CI checks beside the tests
+	@$(INSTALL) dev
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	.venv/bin/lint-imports
+
+fmt: ## format the code
+	@$(INSTALL) dev
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+clean: ## remove what tools leave behind; the environment and the data stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage build *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

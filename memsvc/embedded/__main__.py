@@ -1,0 +1,24 @@
+"""`python -m memsvc.embedded up` and `python -m memsvc.embedded test [-- PYTEST ARGUMENTS]`."""
+
+from __future__ import annotations
+
+import sys
+
+from memsvc.embedded import testing
+from memsvc.embedded.process import StartError
+
+
+def main(words: list[str]) -> int:
+    """Returns the exit status."""
+    match words:
+        case ["test", "--", *arguments] | ["test", *arguments]:
+            return testing.run(arguments)
+    print(__doc__, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except StartError as error:
+        sys.exit(f"memsvc: {error}")

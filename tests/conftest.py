@@ -1,0 +1,71 @@
+"""What every test may use: emptied stores, the people, and nothing left over from the test before.
+
+PostgreSQL and both Valkeys are real and private to the run (`make test`); without them the tests do not start.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis as redis_client
+from django.conf import settings
+
+from memory.types import Scope
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "memsvc-test-" not in os.environ.get("MEMSVC_HOME", ""):
+        pytest.exit("run the tests with `make test` (or python -m memsvc.embedded test): they empty their stores", 2)
+
+
+@pytest.fixture(scope="session")
+def home() -> Path:
+    """The folder of this run; what is made inside it is stopped and removed with it."""
+    return Path(os.environ["MEMSVC_HOME"])
+
+
+@pytest.fixture(autouse=True)
+def _forgetful() -> None:
+    """No test sees what another left in this process's memory. What was never imported remembers nothing."""
+    for name in ("memory.tenancy.projects", "memory.tenancy.keys"):
+        if module := sys.modules.get(name):
+            module.forget()
+    if stack := sys.modules.get("memory.stack"):
+        stack.L0.held.clear()
+
+
+@pytest.fixture
+def redis() -> Iterator[redis_client.Redis]:
+    """CACHE, emptied, and BROKER emptied with it."""
+    cache = redis_client.Redis.from_url(settings.REDIS_URL)
+    broker = redis_client.Redis(unix_socket_path=settings.BROKER_URL.partition("://")[2].partition("?")[0])
+    cache.flushall()
+    broker.flushall()
+    yield cache
+    cache.close()
+    broker.close()
+
+
+@pytest.fixture
+def project(db: None) -> object:
+    """The project that Ann, Ben and Cy belong to."""
+    from memory.models import Project
+
+    return Project.objects.create(name="Test", slug="test")
+
+
+def _person(name: str) -> Callable[[object], Scope]:
+    @pytest.fixture(name=name.lower())
+    def person(project) -> Scope:  # noqa: ANN001
+        return Scope(project.pk, user_id=name.lower())
+
+    return person
+
+
+ann = _person("Ann")  # writes
+ben = _person("Ben")  # reads
+cy = _person("Cy")  # must see nothing
