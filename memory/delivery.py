@@ -21,7 +21,6 @@ from memory.backends.base import Backend
 from memory.clock import Deadline
 from memory.errors import OriginError, OriginNotFound, OriginRejected
 from memory.models import Attempt, Job, Lane
-from memory.models.jobs import UNFINISHED
 from memory.tenancy.projects import Policy, policy
 from memory.text import text_hash
 from memory.types import MARK_ATTEMPT, MARK_JOB, Memory, Scope, Stored, Version
@@ -31,6 +30,8 @@ log = logging.getLogger(__name__)
 UNRESOLVED = ("", "unknown")
 SENDABLE = ("pending", "processing")
 LOOK_TIMEOUT_SECONDS = 20.0
+PART_FACTS = 50
+"""Facts one call carries at most: Mem0 embeds them one by one, and the lane's lease has to outlast the call."""
 
 
 class LaneLost(Exception):
@@ -67,9 +68,9 @@ def deliver(lane_id: int) -> str:
     return f"done {done}"
 
 
-def complete(job: Job, moved: Sequence[Version], generation: int) -> bool:
+def complete(job: Job, moved: Sequence[Version]) -> bool:
     """End a stored job once Redis has confirmed its version (PROTOCOL B7); otherwise the sweeper ends it later."""
-    if not versions.publish(moved, generation):
+    if not versions.publish(moved):
         return False
     return _complete(job)
 
@@ -177,6 +178,7 @@ def _parts(job: Job) -> list[Part]:
         if index not in ended:
             same = orjson.dumps([fact.get("metadata"), fact.get("expiration_date")], option=orjson.OPT_SORT_KEYS)
             groups.setdefault(same, []).append(index)
+    calls = [group[at : at + PART_FACTS] for group in groups.values() for at in range(0, len(group), PART_FACTS)]
     facts = job.payload["memories"]
     return [
         Part(
@@ -185,7 +187,7 @@ def _parts(job: Job) -> list[Part]:
             facts[indexes[0]].get("metadata"),
             facts[indexes[0]].get("expiration_date"),
         )
-        for indexes in groups.values()
+        for indexes in calls
     ]
 
 
@@ -208,8 +210,10 @@ def _send(job: Job, part: Part, hold: Hold, backend: Backend) -> OriginError | N
         _end(attempt, "unknown" if error.sent else "rejected" if not error.retryable else "unavailable")
         return error
     _keep(job, part, stored)
-    Job.objects.filter(pk=job.pk).update(results=job.results)
-    _end(attempt, "stored")
+    with transaction.atomic():
+        _assert_held(hold)
+        Job.objects.filter(pk=job.pk).update(results=job.results, failed=job.failed)
+        _end(attempt, "stored")
     return None
 
 
@@ -342,7 +346,7 @@ def _unknown(job: Job, hold: Hold, rules: Policy) -> bool:
             reason="settling",
             reconcile_at=_reconcile_at(job),
         )
-    versions.publish(moved, rules.generation)
+    versions.publish(moved)
     if job.attempts >= settings.JOB_ATTEMPTS:
         log.warning("attempts used up", extra={"job": str(job.job_id), "reason": "attempts_exhausted"})
         return _finish(job, hold, rules, reason="attempts_exhausted")
@@ -381,8 +385,9 @@ def _finish(job: Job, hold: Hold, rules: Policy, reason: str = "") -> bool:
     vectors = stack.L3.vectors_for(job.project_id, [memory.text for memory in added]) if added else None
     with transaction.atomic():
         _assert_held(hold)
+        versions.lock(target.pins(), exclusive=True)
         before = versions.stored(target.pin).number
-        moved = versions.move(target.pins(), floor=job.kind in ("update", "delete")) if touched else []
+        moved = versions.move(target.pins(), floor=_takes_away(job)) if touched else []
         if moved:
             _tell(job, moved)
             if added is not None and target.user_id is not None:
@@ -400,12 +405,17 @@ def _finish(job: Job, hold: Hold, rules: Policy, reason: str = "") -> bool:
             completed_at=None if whole else Now(),
         )
     if whole:
-        complete(job, moved, rules.generation)
+        complete(job, moved)
     else:
-        versions.publish(moved, rules.generation)
+        versions.publish(moved)
         metrics.count("jobs", project=job.project_id, kind=job.kind, outcome="failed")
     log.info("job ended", extra={"job": str(job.job_id), "user_id": job.user_id, "outcome": job.state})
     return True
+
+
+def _takes_away(job: Job) -> bool:
+    """Whether something an older answer may hold is no longer so: then the floor rises too (PROTOCOL B9)."""
+    return any(item["event"] != "ADD" for item in job.results) or job.kind in ("update", "delete")
 
 
 def _complete(job: Job) -> bool:
@@ -478,7 +488,7 @@ def _reconcile(job: Job, hold: Hold) -> None:
         if moved:
             _tell(job, moved)
         Job.objects.filter(pk=job.pk).update(reconcile_at=None)
-    versions.publish(moved, rules.generation)
+    versions.publish(moved)
     metrics.count("surplus_removed", len(surplus), project=job.project_id)
 
 

@@ -55,7 +55,10 @@ ON CONFLICT (project_id, kind, pin_id) DO UPDATE SET
     floor = CASE WHEN %(floor)s THEN greatest(p.version + 1, excluded.version) ELSE p.floor END
 RETURNING version, floor
 """
-_ENSURE = "INSERT INTO memory_pinversion (project_id, kind, pin_id, version, floor) VALUES (%s, %s, %s, 0, 0) ON CONFLICT DO NOTHING"
+_ENSURE = """
+INSERT INTO memory_pinversion (project_id, kind, pin_id, version, floor) VALUES (%s, %s, %s, 0, 0)
+ON CONFLICT DO NOTHING
+"""
 _READ = "SELECT version, floor FROM memory_pinversion WHERE project_id = %s AND kind = %s AND pin_id = %s"
 
 
@@ -106,16 +109,19 @@ def move(pins: Iterable[Pin], *, floor: bool = False) -> list[Version]:
     return moved
 
 
-def publish(moved: Iterable[Version], generation: int) -> bool:
-    """Tell Redis of committed versions; True when it has confirmed every one (PROTOCOL B7)."""
-    confirmed = True
-    for version in moved:
-        left = _lease_ms() - int((clock.now() - version.confirmed_at) * 1000)
-        try:
-            _script(_PUBLISH)(keys=_keys(version.pin, generation), args=[version.number, version.floor, max(0, left)])
-        except redis.RedisError:
-            confirmed = False
-    return confirmed
+def publish(moved: Sequence[Version]) -> bool:
+    """Tell Redis of committed versions; True when it has confirmed every one (PROTOCOL B7).
+
+    The generation is read after the commit: readers of a later one ask PostgreSQL after it too.
+    """
+    try:
+        for version in moved:
+            left = _lease_ms() - int((clock.now() - version.confirmed_at) * 1000)
+            names = _keys(version.pin, _generation(version.pin.project))
+            _script(_PUBLISH)(keys=names, args=[version.number, version.floor, max(0, left)])
+    except (redis.RedisError, DatabaseError):
+        return False
+    return True
 
 
 def lock(pins: Iterable[Pin], *, exclusive: bool = False) -> None:
@@ -134,6 +140,12 @@ def lock(pins: Iterable[Pin], *, exclusive: bool = False) -> None:
 def in_lock_order(pins: Iterable[Pin]) -> Sequence[Pin]:
     """User, agent, run; then by id: the one order in which rows are locked (PROTOCOL B1)."""
     return sorted(set(pins), key=lambda pin: (pin.project, KINDS.index(pin.kind), pin.id))
+
+
+def _generation(project: int) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT generation FROM memory_project WHERE id = %s", (project,))
+        return int(cursor.fetchone()[0])
 
 
 def _keep(version: Version, generation: int, token: bytes) -> None:

@@ -201,8 +201,8 @@ def touch_user(project_id: int, user_id: str) -> None:
 
 
 _TOUCH = """
-INSERT INTO memory_memoryuser AS u (project_id, user_id, warmed_version, warm_failed_version, warm_failure)
-VALUES (%s, %s, 0, 0, '')
+INSERT INTO memory_memoryuser AS u (project_id, user_id, warmed_version, warm_superseded_version, warm_failed_version, warm_failure)
+VALUES (%s, %s, 0, 0, 0, '')
 ON CONFLICT (project_id, user_id) DO UPDATE SET active_at = now() WHERE u.active_at < now() - interval '1 hour'
 """
 _LANE = """

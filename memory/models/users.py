@@ -18,8 +18,10 @@ class MemoryUser(models.Model):
     active_at = models.DateTimeField(db_default=Now(), help_text="Last write, search or read, to within an hour.")
     warmed_version = models.BigIntegerField(default=0)
     warmed_at = models.DateTimeField(null=True, blank=True)
+    warm_superseded_version = models.BigIntegerField(default=0, help_text="Newest one whose warm was overtaken.")
     warm_failed_version = models.BigIntegerField(default=0)
     warm_failure = models.CharField(max_length=200, blank=True)
+    rebuilt = models.BigIntegerField(db_default=0, help_text="The last rebuild that reached this user.")
 
     class Meta:
         ordering = ["id"]

@@ -1,0 +1,19 @@
+"""Celery's doors to the write path: ids in, a short word out."""
+
+from __future__ import annotations
+
+from celery import shared_task
+
+from memory import delivery, upkeep
+
+
+@shared_task(name="memory.deliver")
+def deliver(lane_id: int) -> str:
+    """Work on a lane for a bounded slice."""
+    return delivery.deliver(lane_id)
+
+
+@shared_task(name="memory.sweep")
+def sweep() -> str:
+    """Hand over what is due and nobody works on."""
+    return f"woken {upkeep.sweep()}"

@@ -1,0 +1,171 @@
+"""What goes on beside the work in every process: counts saved, workers seen, and the sweeper when beat is late."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from datetime import timedelta
+
+from django.conf import settings
+from django.db import Error as DatabaseError
+from django.db import connection, transaction
+from django.db.models import Exists, OuterRef, Q
+from django.db.models.functions import Now
+
+from memory import db, delivery, identity, metrics, outbox, signals
+from memory.models import Attempt, CounterTotal, Heartbeat, IdempotencyRecord, Job, Lane
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.25
+SEEN_EVERY_TICKS = 8
+REWAKE_SECONDS = 10
+MOST_LANES = 2000
+PURGE_ROWS = 5000
+
+_started: set[int] = set()
+_lock = threading.Lock()
+
+
+def start(queues: frozenset[str] = frozenset()) -> None:
+    """Begin the upkeep of this process, once; `queues` are those it works on, none for a web process."""
+    with _lock:
+        if os.getpid() in _started:
+            return
+        _started.add(os.getpid())
+    threading.Thread(target=_run, args=(queues,), name="upkeep", daemon=True).start()
+
+
+def seen(queue: str) -> None:
+    """Note that a worker of the queue is alive."""
+    _beat(f"worker:{queue}:{identity.process()}")
+
+
+def workers(younger_than: float = 10.0) -> set[str]:
+    """The queues that a worker was seen on within so many seconds."""
+    names = Heartbeat.objects.filter(name__startswith="worker:", at__gt=Now() - timedelta(seconds=younger_than))
+    return {name.split(":")[1] for name in names.values_list("name", flat=True)}
+
+
+def flush_counts() -> None:
+    """Add what this process has counted to the totals in PostgreSQL."""
+    counts = metrics.drain()
+    if not counts:
+        return
+    rows = [(*key, n) for key, n in sorted(counts.items())]
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO memory_countertotal AS c (project_id, name, labels, total) "
+                "SELECT * FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::bigint[]) "
+                "ON CONFLICT (project_id, name, labels) DO UPDATE SET total = c.total + excluded.total",
+                tuple(list(column) for column in zip(*rows, strict=True)),
+            )
+    except DatabaseError:
+        metrics.restore(counts)
+        raise
+
+
+def totals(project_id: int) -> dict[str, dict[str, int]]:
+    """{metric: {labels: total}} of a project over all processes."""
+    found: dict[str, dict[str, int]] = {}
+    for name, labels, total in CounterTotal.objects.filter(project_id=project_id).values_list("name", "labels", "total"):
+        found.setdefault(name, {})[labels] = total
+    return found
+
+
+def sweep() -> int:
+    """Hand over what is due and nobody works on; how many lanes were woken. One process at a time, at most every
+    SWEEP_SECONDS, whoever comes first: beat's task or a worker's own upkeep."""
+    if not _claim_duty("sweep", settings.SWEEP_SECONDS):
+        return 0
+    _free_lanes_of_the_dead()
+    delivery.complete_overdue()
+    woken = _wake_due_lanes()
+    signals.swept.send(sender=None)
+    if _claim_duty("purge", 3600):
+        purge()
+    return woken
+
+
+def purge() -> None:
+    """Forget what has been kept long enough: idempotency records, payloads, old jobs, workers no longer seen."""
+    hours = timedelta(hours=settings.IDEMPOTENCY_HOURS)
+    _delete_some(IdempotencyRecord, Q(created_at__lt=Now() - hours))
+    kept = Q(kind="extract", completed_at__gt=Now() - timedelta(days=settings.EXTRACT_KEEP_DAYS))
+    done = Job.objects.filter(state="completed", payload__isnull=False, reconcile_at__isnull=True).exclude(kept)
+    done.filter(completed_at__lt=Now() - hours).update(payload=None)
+    _delete_some(Job, Q(state="completed", completed_at__lt=Now() - timedelta(days=settings.JOB_KEEP_DAYS)))
+    Heartbeat.objects.filter(name__startswith="worker:", at__lt=Now() - timedelta(hours=1)).delete()
+
+
+def _run(queues: frozenset[str]) -> None:
+    ticks = 0
+    while True:
+        try:
+            flush_counts()
+            if ticks % SEEN_EVERY_TICKS == 0:
+                for queue in queues:
+                    seen(queue)
+            if "deliver" in queues and ticks % max(1, int(settings.SWEEP_SECONDS / TICK_SECONDS)) == 0:
+                sweep()
+        except DatabaseError as error:
+            log.warning("upkeep waits for PostgreSQL", extra={"reason": type(error).__name__})
+        finally:
+            db.release()
+        ticks += 1
+        time.sleep(TICK_SECONDS)
+
+
+def _beat(name: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO memory_heartbeat (name, at) VALUES (%s, clock_timestamp()) "
+            "ON CONFLICT (name) DO UPDATE SET at = clock_timestamp()",
+            [name],
+        )
+
+
+def _claim_duty(name: str, every: float) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO memory_heartbeat AS h (name, at) VALUES (%s, clock_timestamp()) "
+            "ON CONFLICT (name) DO UPDATE SET at = clock_timestamp() WHERE h.at < clock_timestamp() - %s * interval '1 second' "
+            "RETURNING 1",
+            [f"duty:{name}", every * 0.9],
+        )
+        return cursor.fetchone() is not None
+
+
+def _free_lanes_of_the_dead() -> None:
+    """A lane whose holder's process is gone need not wait for its lease (PROTOCOL A5)."""
+    held = Lane.objects.filter(lease_until__gt=Now()).exclude(holder="")
+    for holder in held.values_list("holder", flat=True).distinct():
+        if identity.gone(holder):
+            held.filter(holder=holder).update(lease_until=None, woken_at=None)
+
+
+def _wake_due_lanes() -> int:
+    due = Job.objects.filter(lane=OuterRef("pk")).filter(
+        Q(state__in=delivery.SENDABLE, next_attempt_at__lte=Now()) | Q(reconcile_at__lte=Now()),
+    )
+    idle = Lane.objects.filter(Q(lease_until__isnull=True) | Q(lease_until__lt=Now())).filter(
+        Q(woken_at__isnull=True) | Q(woken_at__lt=Now() - timedelta(seconds=REWAKE_SECONDS)),
+        Exists(due),
+    )
+    from memory.tasks import deliver  # tasks stand above this module
+
+    with transaction.atomic():
+        lanes = list(idle.select_for_update(skip_locked=True, of=("self",)).values_list("pk", flat=True)[:MOST_LANES])
+        Lane.objects.filter(pk__in=lanes).update(woken_at=Now())
+    for lane in lanes:
+        outbox.send(deliver.si(lane))
+    return len(lanes)
+
+
+def _delete_some(model: type[IdempotencyRecord] | type[Job] | type[Attempt], where: Q) -> None:
+    """Delete in bounded batches, so that no transaction grows with the backlog of a long pause."""
+    while ids := list(model.objects.filter(where).values_list("pk", flat=True)[:PURGE_ROWS]):
+        model.objects.filter(pk__in=ids).delete()
