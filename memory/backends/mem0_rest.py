@@ -1,0 +1,305 @@
+"""Mem0 behind its open-source server's REST API, 2.0.10 and later.
+
+`docs/compatibility.md` tells what it answers to what. Some bad input makes it say 502, as an outage would: whatever is
+known to be wrong is refused here, without a call, so that it is never tried again and never counted against Mem0.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+from django.conf import settings
+
+from memory import clock, retry
+from memory.backends import answers, filters, forms
+from memory.backends.base import LIST_LIMIT, Backend
+from memory.backends.breaker import Guarded
+from memory.backends.transport import Transport
+from memory.clock import Deadline
+from memory.errors import (
+    OriginError,
+    OriginNotFound,
+    OriginRateLimited,
+    OriginRejected,
+    OriginUnavailable,
+)
+from memory.types import MARK_JOB, Listing, Memory, Query, Scope, Stored
+
+ATTEMPTS = 3
+BACKOFF_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 2.0
+ENTITY_SCAN_ROWS = 10_000
+"""Rows of the whole collection that the server reads to list its entities."""
+SCHEMA_SECONDS = 600.0
+"""How long a server is taken to be of the version last seen."""
+
+
+class Mem0REST:
+    """Mem0 over REST: pooled connections, one deadline a call, retries only where they are safe."""
+
+    name = "mem0-rest"
+    in_process = False
+    extracts = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str = "",
+        timeout: float = 30.0,
+        extract_timeout: float = 100.0,
+        connections: int = 64,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._transport = Transport(url, {"X-API-Key": key} if key else {}, connections=connections)
+        self._host = urlsplit(url).hostname or ""
+        self._timeout, self._extract_timeout = timeout, extract_timeout
+        self._pause = pause
+        self._budget = retry.Budget()
+        self._known: tuple[float, str | None] | None = None
+
+    # -- reads ---------------------------------------------------------------------------------------------------------
+
+    def search(self, query: Query, deadline: Deadline) -> list[Memory]:
+        """See Backend."""
+        if not query.text.strip() or not filters.storable(query.text):
+            raise OriginRejected("a query must hold text, without NUL")
+        if not 1 <= query.top_k <= LIST_LIMIT or not 0 <= (query.threshold or 0) <= 1:
+            raise OriginRejected("top_k must be 1 to 1000, threshold 0 to 1")
+        wanted = filters.for_search(query.scope, query.conditions())
+        if wanted is None:
+            return []
+        body = {"query": query.text, "filters": wanted, "top_k": query.top_k, "show_expired": query.show_expired}
+        if query.threshold is not None:
+            body["threshold"] = query.threshold
+        numbers = filters.compares_numbers(wanted)
+        return answers.memories(self._read("POST", "/search", deadline, body=body, compares_numbers=numbers))
+
+    def get(self, memory_id: str, deadline: Deadline) -> Memory | None:
+        """See Backend."""
+        if not forms.is_id(memory_id):
+            return None
+        row = self._read("GET", _path(memory_id), deadline)
+        with answers.expected():
+            return None if row is None else forms.memory(row)
+
+    def history(self, memory_id: str, deadline: Deadline) -> list[dict[str, Any]]:
+        """See Backend."""
+        if not forms.is_id(memory_id):
+            return []
+        rows: list[dict[str, Any]] = self._read("GET", f"{_path(memory_id)}/history", deadline)
+        return rows
+
+    def find_marked(self, scope: Scope, job: str, texts: Sequence[str], deadline: Deadline) -> Listing:
+        """See Backend. A cut listing is made good by a search for each text among the marked (PROTOCOL A6); where there
+        are none, after an extraction, it is not conclusive."""
+        listing = self.list(scope, deadline)
+        found = {memory.id: memory for memory in listing.memories if memory.job == job}
+        if listing.complete:
+            return Listing(list(found.values()), complete=True)
+        mark = orjson.dumps({MARK_JOB: job}).decode()
+        for text in dict.fromkeys(texts):
+            marked = Query(scope, text, top_k=LIST_LIMIT, threshold=0.0, filters=mark, show_expired=True)
+            found |= {memory.id: memory for memory in self.search(marked, deadline)}
+        return Listing(list(found.values()), complete=bool(texts))
+
+    def entities(self, deadline: Deadline) -> tuple[list[dict[str, Any]], bool]:
+        """See Backend. A row read counts once for each of its ids: fewer counts than the limit mean fewer rows."""
+        rows = self._read("GET", "/entities", deadline)
+        with answers.expected():
+            entities = [{name: row[name] for name in ("type", "id", "total_memories")} for row in rows]
+            return entities, sum(row["total_memories"] for row in entities) < ENTITY_SCAN_ROWS
+
+    def check(self, deadline: Deadline) -> dict[str, Any]:
+        """See Backend. Asks for the server's version anew, and whether it takes our key."""
+        self._known = None
+        self._require_known(deadline)
+        self._read("GET", "/configure/providers", deadline)
+        return {"name": self.name, "version": f"{answers.NEEDED} or later", "host": self._host}
+
+    def refusal(self, deadline: Deadline | None = None) -> str | None:
+        """Why memsvc cannot work with this server, or None. A server that does not answer is no refusal."""
+        try:
+            return self._schema_says(deadline or Deadline.after(self._timeout))
+        except OriginError:
+            return None
+
+    # -- writes --------------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        scope: Scope,
+        texts: Sequence[str],
+        metadata: Mapping[str, Any],
+        expiration_date: str | None,
+        deadline: Deadline,
+    ) -> list[Stored]:
+        """See Backend."""
+        messages = [{"role": "user", "content": text} for text in texts]
+        body = {**forms.ids(scope), "messages": messages, "metadata": dict(metadata), "infer": False}
+        if expiration_date is not None:
+            body["expiration_date"] = forms.day(expiration_date)
+        deadline = deadline.at_most(self._timeout)
+        return answers.stored(self._write("POST", "/memories", deadline, body=body, embeds_first=len(texts) == 1))
+
+    def extract(
+        self,
+        scope: Scope,
+        messages: Sequence[Mapping[str, str]],
+        metadata: Mapping[str, Any],
+        deadline: Deadline,
+    ) -> list[Stored]:
+        """See Backend."""
+        said = [{"role": message["role"], "content": message["content"]} for message in messages]
+        body = {**forms.ids(scope), "messages": said, "metadata": dict(metadata), "infer": True}
+        deadline = deadline.at_most(self._extract_timeout)
+        return answers.stored(self._write("POST", "/memories", deadline, body=body))
+
+    def update(
+        self,
+        memory_id: str,
+        deadline: Deadline,
+        *,
+        text: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        expiration_date: str | None = None,
+        clear_expiration: bool = False,
+    ) -> None:
+        """See Backend."""
+        body: dict[str, Any] = {}
+        if text is not None:
+            body["text"] = text
+        if metadata is not None:
+            body["metadata"] = dict(metadata)
+        if clear_expiration:
+            body["expiration_date"] = None
+        elif expiration_date is not None:
+            body["expiration_date"] = forms.day(expiration_date)
+        if not body:
+            raise OriginRejected("an update must change something")
+        self._write("PUT", _path(memory_id), deadline.at_most(self._timeout), body=body, embeds_first=True)
+
+    def delete(self, memory_id: str, deadline: Deadline) -> None:
+        """See Backend."""
+        self._write("DELETE", _path(memory_id), deadline.at_most(self._timeout))
+
+    def delete_all(self, scope: Scope, deadline: Deadline) -> None:
+        """See Backend."""
+        self._write("DELETE", "/memories", deadline.at_most(self._timeout), params=forms.ids(scope))
+
+    # -- one call ------------------------------------------------------------------------------------------------------
+
+    def _read(
+        self,
+        method: str,
+        path: str,
+        deadline: Deadline,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Any = None,
+        compares_numbers: bool = False,
+    ) -> Any:
+        """A call that changes nothing: whatever went wrong on the way may be tried again."""
+        deadline = deadline.at_most(self._timeout)
+        encoded = _encoded(body)
+
+        def attempt() -> Any:
+            self._require_known(deadline)
+            with answers.without_effect():
+                reply = self._transport.call(method, path, deadline, params=params, body=encoded)
+                return answers.body(reply, compares_numbers=compares_numbers)
+
+        return self._retried(attempt, deadline)
+
+    def _write(
+        self,
+        method: str,
+        path: str,
+        deadline: Deadline,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Any = None,
+        embeds_first: bool = False,
+    ) -> Any:
+        """A call that is tried again only while nothing of it can have taken effect."""
+        encoded = _encoded(body)
+
+        def attempt() -> Any:
+            self._require_known(deadline)
+            reply = self._transport.call(method, path, deadline, params=params, body=encoded)
+            return answers.body(reply, embeds_first=embeds_first)
+
+        return self._retried(attempt, deadline)
+
+    def _retried(self, attempt: Callable[[], Any], deadline: Deadline) -> Any:
+        self._budget.earn()
+        for number in range(ATTEMPTS - 1):
+            try:
+                return attempt()
+            except (OriginUnavailable, OriginRateLimited) as error:
+                wait = error.retry_after
+                if wait is None:
+                    wait = retry.backoff(number, base=BACKOFF_SECONDS, most=BACKOFF_MAX_SECONDS)
+                if error.sent or wait >= deadline.remaining() or not self._budget.spend():
+                    raise
+            self._pause(wait)
+        return attempt()
+
+    # -- which server it is --------------------------------------------------------------------------------------------
+
+    def _require_known(self, deadline: Deadline) -> None:
+        """OriginUnavailable, with nothing sent, for a server that memsvc cannot work with."""
+        if refusal := self._schema_says(deadline):
+            raise OriginUnavailable(refusal)
+
+    def _schema_says(self, deadline: Deadline) -> str | None:
+        """What is wrong with the server's version, from its own description; looked up at most every SCHEMA_SECONDS."""
+        known = self._known
+        if known and clock.now() < known[0]:
+            return known[1]
+        with answers.without_effect():
+            reply = self._transport.call("GET", "/openapi.json", deadline)
+            if reply.status >= 500 or reply.status == 429:
+                raise answers.failure(reply)
+        refusal = answers.refusal(reply, self._host)
+        self._known = (clock.now() + SCHEMA_SECONDS, refusal)
+        return refusal
+
+    # Last, as below it in this class `list` is this method.
+    def list(self, scope: Scope, deadline: Deadline) -> Listing:
+        """See Backend. Complete only below 1000 rows: the server has no second page."""
+        params = {**forms.ids(scope), "top_k": str(LIST_LIMIT), "show_expired": "true"}
+        memories = answers.memories(self._read("GET", "/memories", deadline, params=params))
+        return Listing(memories, complete=len(memories) < LIST_LIMIT)
+
+
+def connect() -> Backend:
+    """The server that MEM0_REST_API_URL and its companions describe, behind the breaker."""
+    rest = Mem0REST(
+        settings.MEM0_REST_API_URL,
+        key=settings.MEM0_REST_API_KEY,
+        timeout=settings.MEM0_REST_API_TIMEOUT,
+        extract_timeout=settings.MEM0_EXTRACT_TIMEOUT_SECONDS,
+        connections=settings.WEB_THREADS,
+    )
+    return Guarded(rest)
+
+
+def _path(memory_id: str) -> str:
+    if not forms.is_id(memory_id):
+        raise OriginNotFound("Mem0 knows no such memory")
+    return f"/memories/{memory_id}"
+
+
+def _encoded(body: Any) -> bytes | None:
+    if body is None:
+        return None
+    if not filters.storable(body):
+        raise OriginRejected("texts and metadata must not hold NUL or lone surrogates")
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise OriginRejected("metadata must be JSON with numbers of at most 64 bits") from error
