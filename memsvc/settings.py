@@ -65,6 +65,13 @@ MEM0_EXTRACT_TIMEOUT_SECONDS = env.seconds("MEM0_EXTRACT_TIMEOUT_SECONDS", 100, 
 # Seconds after its start for which an attempt of unknown outcome may still be running inside Mem0 (PROTOCOL A5).
 MEM0_ADD_SETTLE_SECONDS = env.seconds("MEM0_ADD_SETTLE_SECONDS", 30)
 MEM0_EXTRACT_SETTLE_SECONDS = env.seconds("MEM0_EXTRACT_SETTLE_SECONDS", 120)
+# The circuit breaker opens after this many failures within the window, for a pause that doubles with each failed probe.
+BREAKER_FAILURES = env.integer("BREAKER_FAILURES", 5, least=1)
+BREAKER_WINDOW_SECONDS = env.seconds("BREAKER_WINDOW_SECONDS", 10, least=0.1)
+BREAKER_OPEN_SECONDS = env.seconds("BREAKER_OPEN_SECONDS", 1, least=0.01)
+BREAKER_OPEN_MAX_SECONDS = env.seconds("BREAKER_OPEN_MAX_SECONDS", 10, least=0.01)
+# Connections to PostgreSQL that one process's embedded Mem0 has of its own.
+MEM0_CONNECTIONS = env.integer("MEM0_CONNECTIONS", 4, least=1)
 MEM0_COLLECTION = env.text("MEM0_COLLECTION", "mem0_memories")
 # An LLM for Mem0 in process to extract facts with; without one `extract` stores messages as they are.
 OPENAI_API_KEY = env.secret("OPENAI_API_KEY")
