@@ -20,4 +20,4 @@ def _start_upkeep(sender: Any, **_: Any) -> None:
     """A worker consumes from now on: say so, and take part in the periodic duties."""
     from memory import upkeep  # models are loaded only now
 
-    upkeep.start({queue.name for queue in sender.task_consumer.queues})
+    upkeep.start(frozenset(queue.name for queue in sender.task_consumer.queues))

@@ -60,7 +60,7 @@ def project(db: None) -> object:
 
 def _person(name: str) -> Callable[[object], Scope]:
     @pytest.fixture(name=name.lower())
-    def person(project) -> Scope:  # noqa: ANN001
+    def person(project) -> Scope:
         return Scope(project.pk, user_id=name.lower())
 
     return person

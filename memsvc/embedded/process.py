@@ -52,7 +52,9 @@ def _stat(pid: int) -> list[str]:
 def start_time(pid: int) -> str | None:
     """What tells this process from any other that ever had its pid; None when it has ended, reaped or not."""
     if not (PROC / "self").exists():  # macOS
-        ps = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        ps = subprocess.run(
+            ["/bin/ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
+        )
         state, _, started = ps.stdout.strip().partition(" ")
         return "-".join(started.split()) if started and not state.startswith("Z") else None
     fields = _stat(pid)
@@ -190,7 +192,7 @@ class Process:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
-                    preexec_fn=become,  # noqa: PLW1509 - the starter has one thread, and the record must precede exec
+                    preexec_fn=become,
                     user=account.uid if account else None,
                     group=account.gid if account else None,
                     extra_groups=[] if account else None,

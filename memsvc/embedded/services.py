@@ -18,7 +18,11 @@ class Services:
         self.postgres = Postgres(home, durable=durable)
         self.cache = Valkey(home, "cache", cache_mb)
         self.broker = Valkey(home, "broker", BROKER_MEMORY_MB)
-        self.every = {"DATABASE_URL": self.postgres, "REDIS_URL": self.cache, "BROKER_URL": self.broker}
+        self.every: dict[str, Postgres | Valkey] = {
+            "DATABASE_URL": self.postgres,
+            "REDIS_URL": self.cache,
+            "BROKER_URL": self.broker,
+        }
 
     def missing(self) -> dict[str, Postgres | Valkey]:
         """Those that the environment names no URL for, by the variable's name."""

