@@ -16,6 +16,13 @@ Consistency = Literal["fresh", "strict", "bounded", "eventual"]
 MARK_JOB = "memsvc_job"
 MARK_ATTEMPT = "memsvc_attempt"
 MARKS = frozenset({MARK_JOB, MARK_ATTEMPT})
+MEM0_KEYS = frozenset(
+    {
+        "data", "hash", "text_lemmatized", "id", "user_id", "agent_id", "run_id", "actor_id", "role", "attributed_to",
+        "created_at", "updated_at", "expiration_date",
+    }
+)  # fmt: skip
+"""Metadata of these names is Mem0's own: it does not come back as it was given."""
 KINDS: tuple[Kind, ...] = ("user", "agent", "run")
 
 
