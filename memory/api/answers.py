@@ -1,0 +1,102 @@
+"""What the native API answers with: bytes around stored bytes, and the shapes of writes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
+from rest_framework import status
+from rest_framework.response import Response
+
+from memory import clock, write
+from memory.api import problems
+from memory.api.encoding import OPTIONS
+from memory.layers.base import public
+from memory.models import Job, Snapshot
+from memory.types import Answer, Memory, Version
+from memory.waits import Outcome
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def search(answer: Answer, began: float, pending_jobs: int | None) -> HttpResponse:
+    """A search's answer: the entry's stored bytes with its meta spliced after them."""
+    meta = orjson.dumps(_meta(answer, pending_jobs), option=OPTIONS)
+    body = b"".join((b'{"results":', answer.entry.results, b',"meta":', meta, b"}"))
+    ms = (clock.now() - began) * 1000
+    headers = {
+        "Cache-Status": _cache_status(answer),
+        "Server-Timing": f'search;dur={ms:.2f};desc="{answer.layer}"',
+    }
+    return HttpResponse(body, content_type="application/json", headers=headers)
+
+
+def memory(shown: Memory) -> dict[str, Any]:
+    """A memory as lists and reads by id show it: as a search does, but nothing was scored."""
+    found = public(shown)
+    del found["score"]
+    return found
+
+
+def accepted(request: HttpRequest, job: Job, state: str) -> Response:
+    """202: the write is kept, and where to ask about it."""
+    url = request.build_absolute_uri(reverse("job-status", kwargs={"job_id": job.job_id}))
+    body = {"job_id": str(job.job_id), "status": state, "status_url": url}
+    return Response(body, status=status.HTTP_202_ACCEPTED, headers={"Location": url})
+
+
+def waited(request: HttpRequest, outcome: Outcome) -> Response:
+    """What a wait came to: 200 completed, 502 failed, 202 where the deadline passed first."""
+    job, report = outcome.job, write.report(outcome.job)
+    if job.state == "failed":
+        told = {key: report[key] for key in ("job_id", "results", "failed")}
+        body = problems.describe(request, "job_failed", job.error or job.reason or None, **told)
+        return Response(body, status=status.HTTP_502_BAD_GATEWAY, content_type=problems.MEDIA_TYPE)
+    if job.state != "completed":
+        return accepted(request, job, job.state)
+    done = {key: report[key] for key in ("job_id", "status", "version", "results")}
+    return Response(done | ({"warm": outcome.warm} if outcome.warm else {}))
+
+
+def summary(user_id: str, found: Snapshot | None, current: Version) -> dict[str, Any]:
+    """What L3 holds for a user; empty and stale where nothing was built yet of what was written."""
+    if found is None:
+        number, built_at = current.number, None
+        held: dict[str, Any] = {"topics": {}, "user_favorite_summary": {}, "recent": [], "counts": {}}
+    else:
+        number, built_at = found.summary_version, found.built_at
+        held = {name: getattr(found, name) for name in ("topics", "user_favorite_summary", "recent", "counts")}
+    return {
+        "user_id": user_id,
+        "version": f"{current.pin.kind}:{number}",
+        "built_at": built_at,
+        "stale": number < current.number or (found is None and current.number > 0),
+        "complete": found is None or found.complete,
+        **held,
+    }
+
+
+def _meta(answer: Answer, pending_jobs: int | None) -> dict[str, Any]:
+    meta = {
+        "layer": answer.layer,
+        "ranking": answer.entry.ranking,
+        "version": str(answer.version) if answer.version else None,
+        "as_of": _EPOCH + timedelta(microseconds=answer.entry.as_of),
+        "age_ms": answer.age_ms,
+        "stale": answer.stale,
+        "degraded": answer.degraded,
+        "reason": answer.reason,
+        "pending_jobs": pending_jobs,
+        "upstream_calls": answer.upstream_calls,
+    }
+    return meta | ({"partial": True} if answer.partial else {})
+
+
+def _cache_status(answer: Answer) -> str:
+    """RFC 9211, the layer as detail. L3 computes: it forwards to nobody, but it did not have the answer either."""
+    if answer.layer in ("L0", "L2"):
+        return f"memsvc; hit; detail={answer.layer}" + ("; fwd=stale" if answer.stale else "")
+    return f"memsvc; fwd={'stale' if answer.degraded else 'miss'}; detail={answer.layer}"

@@ -1,0 +1,95 @@
+"""What every request gets: an id, a limit on its body, one line in the log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import uuid
+from collections.abc import Callable
+from functools import cache as once
+from io import BytesIO
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponseBase
+
+from memory import clock, identity, logs
+from memory.api import problems
+
+access = logging.getLogger("memory.access")
+
+_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class RequestContext:
+    """Names the request, refuses a body over MAX_BODY_BYTES unread, logs what came of it."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        """The answer, with the request's id and, for keys with the scope admin, the process that made it."""
+        began = clock.now()
+        request.request_id = _request_id(request)  # type: ignore[attr-defined]
+        token = logs.begin(request.request_id)  # type: ignore[attr-defined]
+        try:
+            response = _refusal(request) or self._get_response(request)
+            _finish(request, response, began)
+            return response
+        finally:
+            logs.end(token)
+
+
+@once
+def _process(pid: int) -> str:
+    """This process as `X-Memsvc-Process` names it; a fork asks anew."""
+    return identity.process()
+
+
+def _request_id(request: HttpRequest) -> str:
+    given = request.META.get("HTTP_X_REQUEST_ID", "")
+    return given if _ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _refusal(request: HttpRequest) -> HttpResponseBase | None:
+    """A problem for a path that is not UTF-8, which Django would read as another one, or for a body over the limit."""
+    try:
+        request.META.get("PATH_INFO", "").encode("latin-1").decode()
+    except UnicodeError:
+        return problems.answer(request, "bad_request", "The path is not UTF-8.")
+    if _too_large(request):
+        return problems.answer(request, "body_too_large", f"A body may have at most {settings.MAX_BODY_BYTES} bytes.")
+    return None
+
+
+def _too_large(request: HttpRequest) -> bool:
+    length = request.META.get("CONTENT_LENGTH")
+    if length:
+        return length.isdigit() and int(length) > settings.MAX_BODY_BYTES
+    if not request.META.get("HTTP_TRANSFER_ENCODING"):
+        return False
+    # A chunked body has no length, and Django takes that for an empty one.
+    body = request.META["wsgi.input"].read(settings.MAX_BODY_BYTES + 1)
+    request.META["CONTENT_LENGTH"] = str(len(body))
+    request._stream = BytesIO(body)  # type: ignore[attr-defined]
+    return len(body) > settings.MAX_BODY_BYTES
+
+
+def _finish(request: HttpRequest, response: HttpResponseBase, began: float) -> None:
+    response["X-Request-ID"] = request.request_id  # type: ignore[attr-defined]
+    if "admin" in getattr(getattr(request, "caller", None), "scopes", ()):
+        response["X-Memsvc-Process"] = _process(os.getpid())
+    if not request.path_info.startswith("/api/"):
+        return
+    response.headers.setdefault("Cache-Control", "no-store")
+    response._has_been_logged = True  # type: ignore[attr-defined]  # the line below says it
+    match = request.resolver_match
+    access.info(
+        "request",
+        extra={
+            "method": request.method,
+            "route": match.view_name if match else None,
+            "status": response.status_code,
+            "ms": round((clock.now() - began) * 1000, 2),
+        },
+    )

@@ -1,0 +1,248 @@
+"""The native API over memories: what comes in is checked and handed on, what comes back is shown. No decisions."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any, NoReturn, cast
+
+from django.http import HttpResponse
+from rest_framework.exceptions import NotFound, ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from memory import clock, read, waits, write
+from memory.api import answers, bodies, pages
+from memory.api import serializers as shown
+from memory.api.documented import operation, paged
+from memory.clock import Deadline
+from memory.errors import Overloaded
+from memory.tenancy import projects
+from memory.tenancy.auth import admit, may_see
+from memory.tenancy.keys import Caller
+from memory.tenancy.projects import Policy
+from memory.types import Memory, Query, Scope
+from memory.write import Write
+
+READ_TIMEOUT_SECONDS = 10.0
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+class Door(APIView):
+    """What the native routes share: who calls, and under which policies."""
+
+    scope: str | None = None
+    """The scope a key needs here; without one `read` for safe methods, `write` for the others."""
+
+    @property
+    def caller(self) -> Caller:
+        """Who calls."""
+        return cast(Caller, self.request.auth)  # HasScope lets nobody else in
+
+    @property
+    def policy(self) -> Policy:
+        """The caller's project as this process knows it."""
+        return projects.policy(self.caller.project)
+
+    def ids(self, sent: dict[str, Any]) -> Scope:
+        """The ids a request names, if the caller may."""
+        admit(self.caller, sent.get("user_id"))
+        return Scope(self.caller.project, sent.get("user_id"), sent.get("agent_id"), sent.get("run_id"))
+
+    def user(self, value: str) -> Scope:
+        """The user in the path, if the caller may."""
+        return self.ids({"user_id": bodies.ident("user_id", value)})
+
+
+class Writing(Door):
+    """Routes that make a job."""
+
+    def accept(self, request: Request, made: Write, sent: dict[str, Any]) -> Response:
+        """Accept the write, wait if asked to, and answer with what came of it."""
+        deadline = Deadline.after(sent["timeout_ms"] / 1000)
+        done = write.accept(made, self.policy)
+        response = self._answer(request, done.job, sent["wait"], deadline)
+        if done.replayed:
+            response["Idempotent-Replayed"] = "true"
+        return response
+
+    def _answer(self, request: Request, job: Any, wait: str, deadline: Deadline) -> Response:
+        if wait == "none":
+            return answers.accepted(request, job, "pending")
+        until = waits.until_warm if wait == "warm" else waits.until_stored
+        try:
+            return answers.waited(request, until(job, deadline))
+        except Overloaded:  # too many wait already, and the write is safe
+            return answers.accepted(request, job, job.state)
+
+
+class Add(Writing):
+    """Facts as they are."""
+
+    @operation(
+        "memory_add",
+        "Store facts as they are",
+        {202: shown.Accepted, 200: shown.Done, 502: shown.JobFailed},
+        body=bodies.ADD,
+        problems=(413, 415, 422, 429),
+        idempotent=True,
+    )
+    def post(self, request: Request) -> Response:
+        """Accept facts."""
+        key = idempotency(request)
+        sent = bodies.body(request, bodies.ADD)
+        return self.accept(request, Write("add", self.ids(sent), {"memories": bodies.memories(sent)}, None, *key), sent)
+
+
+class Extract(Writing):
+    """A conversation, out of which Mem0 finds facts."""
+
+    @operation(
+        "memory_extract",
+        "Extract facts from a conversation",
+        {202: shown.Accepted, 200: shown.Done, 502: shown.JobFailed},
+        body=bodies.EXTRACT,
+        problems=(413, 415, 422, 429),
+        idempotent=True,
+    )
+    def post(self, request: Request) -> Response:
+        """Accept a conversation."""
+        key = idempotency(request)
+        sent = bodies.body(request, bodies.EXTRACT)
+        payload = {name: sent[name] for name in ("messages", "metadata", "session_id") if name in sent}
+        return self.accept(request, Write("extract", self.ids(sent), payload, None, *key), sent)
+
+
+class Search(Door):
+    """The best memories for a query."""
+
+    scope = "read"
+
+    @operation(
+        "memory_search",
+        "Search a user's memories",
+        {200: shown.SearchAnswer},
+        body=bodies.SEARCH,
+        problems=(409, 413, 415, 502, 504),
+    )
+    def post(self, request: Request) -> HttpResponse:
+        """Search."""
+        began = clock.now()
+        sent = bodies.search(request)
+        query = Query(
+            scope=self.ids(sent),
+            text=sent["query"],
+            top_k=sent["top_k"],
+            threshold=sent.get("threshold"),
+            filters=sent.get("filters", ""),
+        )
+        wish = read.Wish(sent["consistency"], sent.get("max_age_ms", 0), sent.get("min_version", 0))
+        pending = write.pending(query.scope)
+        found = read.search(query, self.policy, Deadline(began + sent["timeout_ms"] / 1000), wish)
+        return answers.search(found, began, pending)
+
+
+class OneMemory(Writing):
+    """A memory by its id."""
+
+    @operation("memory_get", "Read one memory", {200: shown.MemoryShown}, path=("memory_id",), problems=(502, 504))
+    def get(self, request: Request, memory_id: str) -> Response:
+        """Read it."""
+        bodies.query(request, bodies.NOTHING)
+        return Response(answers.memory(self.find(memory_id)))
+
+    @operation(
+        "memory_update",
+        "Change one memory",
+        {202: shown.Accepted, 200: shown.Done, 502: shown.JobFailed},
+        body=bodies.UPDATE,
+        path=("memory_id",),
+        problems=(413, 415, 422, 429),
+        idempotent=True,
+    )
+    def put(self, request: Request, memory_id: str) -> Response:
+        """Change it."""
+        key = idempotency(request)
+        sent = bodies.update(request)
+        changes = {name: sent[name] for name in ("text", "metadata", "expiration_date") if name in sent}
+        return self.change(request, "update", memory_id, changes, key, sent)
+
+    @operation(
+        "memory_delete",
+        "Delete one memory",
+        {202: shown.Accepted, 200: shown.Done, 502: shown.JobFailed},
+        query=bodies.DELETE,
+        path=("memory_id",),
+        problems=(422, 429),
+        idempotent=True,
+    )
+    def delete(self, request: Request, memory_id: str) -> Response:
+        """Delete it."""
+        key = idempotency(request)
+        sent = bodies.either(request, bodies.DELETE)
+        return self.change(request, "delete", memory_id, {}, key, sent)
+
+    def change(
+        self,
+        request: Request,
+        kind: str,
+        memory_id: str,
+        changes: dict[str, Any],
+        key: tuple[str | None, str],
+        sent: dict[str, Any],
+    ) -> Response:
+        """Accept a write by id, filed under the ids of its memory; a replay needs no memory any more."""
+        if not _UUID.fullmatch(memory_id):
+            _no_memory()
+        earlier = write.replay(*key, self.policy)
+        owner = write.scope(earlier.job) if earlier else write.owner(memory_id.lower(), self.policy)
+        if owner is None or not may_see(self.caller, owner.user_id):
+            _no_memory()
+        return self.accept(request, Write(kind, owner, changes, memory_id.lower(), *key), sent)
+
+    def find(self, memory_id: str) -> Memory:
+        """The memory, if there is one and the caller may know."""
+        deadline = Deadline.after(READ_TIMEOUT_SECONDS)
+        found = read.get(memory_id.lower(), self.policy, deadline) if _UUID.fullmatch(memory_id) else None
+        if found is None or not may_see(self.caller, found.user_id):
+            _no_memory()
+        return found
+
+
+class History(OneMemory):
+    """What happened to a memory."""
+
+    http_method_names = ["get", "head", "options"]
+
+    @operation(
+        "memory_history",
+        "What happened to one memory",
+        {200: paged(shown.HistoryEvent)},
+        query=bodies.PAGE,
+        path=("memory_id",),
+        problems=(502, 504),
+    )
+    def get(self, request: Request, memory_id: str) -> Response:
+        """Its changes, oldest first."""
+        asked = bodies.query(request, bodies.PAGE)
+        found = self.find(memory_id)
+        events = read.history(found.id, self.policy, Deadline.after(READ_TIMEOUT_SECONDS))
+        return Response(pages.page(request, asked, len(events), pages.of(events), dict))
+
+
+def idempotency(request: Request) -> tuple[str | None, str]:
+    """The Idempotency-Key and a digest of what it came with; ValidationError for a key that is none."""
+    key = request.META.get("HTTP_IDEMPOTENCY_KEY")
+    if key is None:
+        return None, ""
+    if not _KEY.fullmatch(key):
+        raise ValidationError({"Idempotency-Key": ["must be 1 to 255 visible ASCII characters"]})
+    whole = f"{request.method} {request.get_full_path()}\n".encode() + request.body
+    return key, hashlib.sha256(whole).hexdigest()
+
+
+def _no_memory() -> NoReturn:
+    raise NotFound("There is no memory with this id.")

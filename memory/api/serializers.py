@@ -1,0 +1,220 @@
+"""The shapes of answers, for the OpenAPI schema; tests compare what is really sent with them."""
+
+from __future__ import annotations
+
+from rest_framework import serializers as s
+
+from memory.models.jobs import UNFINISHED
+
+STATES = (*UNFINISHED, "completed", "failed")
+LAYERS = ("L0", "L2", "L3", "L4")
+
+
+def _text(**options: object) -> s.CharField:
+    return s.CharField(**options)  # type: ignore[arg-type]
+
+
+def _maybe_text() -> s.CharField:
+    return s.CharField(allow_null=True)
+
+
+class FieldError(s.Serializer[object]):
+    """One bad field of a request."""
+
+    field = _text()
+    message = _text()
+
+
+class Problem(s.Serializer[object]):
+    """An error, RFC 9457."""
+
+    type = _text()
+    title = _text()
+    status = s.IntegerField()
+    detail = _text(required=False)
+    instance = _text()
+    code = _text()
+    request_id = _maybe_text()
+    errors = FieldError(many=True, required=False)
+
+
+class StoredFact(s.Serializer[object]):
+    """What became of one fact: `event` is Mem0's ADD, UPDATE, DELETE or NONE."""
+
+    index = s.IntegerField(required=False)
+    id = _text()
+    memory = _text(allow_blank=True)
+    event = _text()
+
+
+class FailedFact(s.Serializer[object]):
+    """A fact that was not stored, by its place in the request."""
+
+    index = s.IntegerField()
+    error = _text()
+
+
+class JobFailed(Problem):
+    """A write that was waited for and failed."""
+
+    job_id = s.UUIDField()
+    results = StoredFact(many=True)
+    failed = FailedFact(many=True)
+
+
+class Accepted(s.Serializer[object]):
+    """A write that is kept and will be done."""
+
+    job_id = s.UUIDField()
+    status = s.ChoiceField(choices=UNFINISHED)
+    status_url = _text()
+
+
+class Warmth(s.Serializer[object]):
+    """How the warm that was waited for ended."""
+
+    status = s.ChoiceField(choices=("completed", "superseded", "failed", "off"))
+    reason = _text(required=False)
+
+
+class Done(s.Serializer[object]):
+    """A write that is done."""
+
+    job_id = s.UUIDField()
+    status = s.ChoiceField(choices=("completed",))
+    version = _text()
+    results = StoredFact(many=True)
+    warm = Warmth(required=False)
+
+
+class JobStatus(s.Serializer[object]):
+    """An accepted write and how far it is."""
+
+    job_id = s.UUIDField()
+    kind = s.ChoiceField(choices=("add", "extract", "update", "delete"))
+    status = s.ChoiceField(choices=STATES)
+    attempts = s.IntegerField()
+    error = _maybe_text()
+    reason = _maybe_text()
+    version = _maybe_text()
+    results = StoredFact(many=True)
+    failed = FailedFact(many=True)
+    user_id = _maybe_text()
+    agent_id = _maybe_text()
+    run_id = _maybe_text()
+    accepted_at = s.DateTimeField()
+    completed_at = s.DateTimeField(allow_null=True)
+    warmed_at = s.DateTimeField(allow_null=True)
+
+
+class MemoryShown(s.Serializer[object]):
+    """One memory."""
+
+    id = _text()
+    memory = _text(allow_blank=True)
+    source = s.ChoiceField(choices=("ltm", "stm", "both"))
+    pending = s.BooleanField()
+    metadata = s.DictField()
+    user_id = _maybe_text()
+    agent_id = _maybe_text()
+    run_id = _maybe_text()
+    created_at = _maybe_text()
+    updated_at = _maybe_text()
+    expiration_date = s.DateField(allow_null=True)
+
+
+class Found(MemoryShown):
+    """One memory that was found; scores order one answer and are not comparable between answers."""
+
+    score = s.FloatField(allow_null=True)
+
+
+class SearchMeta(s.Serializer[object]):
+    """Where an answer came from and how fresh it is."""
+
+    layer = s.ChoiceField(choices=LAYERS)
+    ranking = s.ChoiceField(choices=("upstream", "local"))
+    version = _maybe_text()
+    as_of = s.DateTimeField()
+    age_ms = s.IntegerField()
+    stale = s.BooleanField()
+    degraded = s.BooleanField()
+    partial = s.BooleanField(required=False)
+    reason = _maybe_text()
+    pending_jobs = s.IntegerField(allow_null=True)
+    upstream_calls = s.IntegerField()
+
+
+class SearchAnswer(s.Serializer[object]):
+    """What a search found."""
+
+    results = Found(many=True)
+    meta = SearchMeta()
+
+
+class HistoryEvent(s.Serializer[object]):
+    """One change of a memory, in Mem0's fields."""
+
+    id = _text()
+    memory_id = _text()
+    old_memory = _maybe_text()
+    new_memory = _maybe_text()
+    event = _text()
+    created_at = _maybe_text()
+    updated_at = _maybe_text()
+
+
+class TopicMemory(s.Serializer[object]):
+    """A memory under a topic."""
+
+    id = _text()
+    memory = _text()
+    score = s.FloatField(allow_null=True)
+
+
+class RecentMemory(s.Serializer[object]):
+    """A memory by its time."""
+
+    id = _text()
+    memory = _text()
+    created_at = _maybe_text()
+
+
+class Summary(s.Serializer[object]):
+    """What L3 holds for a user; `stale` when a later write is not in it yet."""
+
+    user_id = _text()
+    version = _maybe_text()
+    built_at = s.DateTimeField(allow_null=True)
+    stale = s.BooleanField()
+    complete = s.BooleanField()
+    topics = s.DictField(child=TopicMemory(many=True))
+    user_favorite_summary = s.DictField(child=TopicMemory(many=True))
+    recent = RecentMemory(many=True)
+    counts = s.DictField()
+
+
+class Invalidated(s.Serializer[object]):
+    """The user's version from now on."""
+
+    user_id = _text()
+    version = _text()
+
+
+class Stats(s.Serializer[object]):
+    """Counters of the project over all processes; maps of a label's value to its total."""
+
+    since = s.DateTimeField()
+    searches = s.DictField(child=s.IntegerField())
+    upstream_calls = s.DictField(child=s.IntegerField())
+    upstream_errors = s.DictField(child=s.IntegerField())
+    embeddings = s.DictField(child=s.IntegerField())
+    warms = s.DictField(child=s.IntegerField())
+    jobs = s.DictField(child=s.IntegerField())
+    lookups = s.DictField(child=s.DictField(child=s.IntegerField()))
+    degraded = s.DictField(child=s.IntegerField())
+    attempts = s.DictField(child=s.IntegerField())
+    loads_joined = s.IntegerField()
+    surplus_removed = s.IntegerField()
+    warm_set_hits = s.IntegerField()
+    rebuild_differences = s.IntegerField()

@@ -1,0 +1,110 @@
+"""The native API over users and jobs."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from rest_framework.exceptions import NotFound
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from memory import read, stack, versions, write
+from memory.api import answers, bodies, pages
+from memory.api import serializers as shown
+from memory.api.documented import operation, paged
+from memory.api.native import READ_TIMEOUT_SECONDS, Door
+from memory.clock import Deadline
+from memory.models import Job
+from memory.tenancy.auth import admit
+
+
+class Summary(Door):
+    """What L3 holds for a user."""
+
+    @operation("user_summary", "A user's memories by topic", {200: shown.Summary}, path=("user_id",))
+    def get(self, request: Request, user_id: str) -> Response:
+        """Topics, favourites and recent activity; Mem0 is not asked."""
+        bodies.query(request, bodies.NOTHING)
+        scope = self.user(user_id)
+        current = versions.current(scope.pin, self.policy.generation)
+        held = stack.L3.snapshot(scope.project, scope.pin.id)
+        return Response(answers.summary(scope.pin.id, held, current))
+
+
+class Memories(Door):
+    """All memories of a user."""
+
+    @operation(
+        "user_memories",
+        "All memories of a user, newest first",
+        {200: paged(shown.MemoryShown)},
+        query=bodies.PAGE,
+        path=("user_id",),
+        problems=(502, 504),
+    )
+    def get(self, request: Request, user_id: str) -> Response:
+        """A page of them; `complete` is false where Mem0 lists only some."""
+        asked = bodies.query(request, bodies.PAGE)
+        scope = self.user(user_id)
+        found, layer, complete = read.memories(scope, self.policy, Deadline.after(READ_TIMEOUT_SECONDS))
+        page = pages.page(request, asked, len(found), pages.of(found), answers.memory)
+        return Response(page | {"layer": layer, "complete": complete})
+
+
+class Invalidate(Door):
+    """Forget what is cached of a user."""
+
+    @operation(
+        "user_invalidate",
+        "Serve nothing cached of a user before now",
+        {200: shown.Invalidated},
+        path=("user_id",),
+    )
+    def post(self, request: Request, user_id: str) -> Response:
+        """Move the user's version and floor."""
+        bodies.body(request, bodies.NOTHING)
+        scope = self.user(user_id)
+        version = read.invalidate(scope, self.policy)
+        return Response({"user_id": scope.user_id, "version": str(version)})
+
+
+class Jobs(Door):
+    """Accepted writes."""
+
+    @operation("jobs", "Accepted writes, newest first", {200: paged(shown.JobStatus)}, query=bodies.JOBS)
+    def get(self, request: Request) -> Response:
+        """A page of them, of one user or in one state where asked."""
+        asked = bodies.query(request, bodies.JOBS)
+        user_id = asked.get("user_id", self.caller.user_id)
+        admit(self.caller, user_id)
+        where: dict[str, Any] = {"project_id": self.caller.project}
+        if user_id is not None:
+            where["user_id"] = user_id
+        if "status" in asked:
+            where["state"] = asked["status"]
+        jobs = Job.objects.filter(**where)
+        return Response(pages.page(request, asked, jobs.count(), lambda first, last: jobs[first:last], write.report))
+
+
+class JobStatus(Door):
+    """One accepted write."""
+
+    @operation("job_status", "How far a write is", {200: shown.JobStatus}, path=("job_id",))
+    def get(self, request: Request, job_id: str) -> Response:
+        """Its state."""
+        bodies.query(request, bodies.NOTHING)
+        where: dict[str, Any] = {"project_id": self.caller.project}
+        if self.caller.user_id is not None:
+            where["user_id"] = self.caller.user_id
+        job = Job.objects.filter(job_id=_uuid(job_id), **where).first()
+        if job is None:
+            raise NotFound("There is no job with this id.")
+        return Response(write.report(job))
+
+
+def _uuid(value: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(value)
+    except ValueError:
+        return None

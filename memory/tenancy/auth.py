@@ -1,0 +1,87 @@
+"""Who may do what: `Authorization: Bearer KEY`, `Authorization: Token KEY` and `X-API-Key: KEY` are the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.exceptions import AuthenticationFailed, PermissionDenied
+from rest_framework.permissions import SAFE_METHODS, BasePermission
+from rest_framework.request import Request
+from rest_framework.views import APIView
+
+from memory import logs
+from memory.tenancy import keys
+from memory.tenancy.keys import Caller
+
+SCHEMES = frozenset({"bearer", "token"})
+
+
+class MissingScope(PermissionDenied):
+    """The key has not the scope this route needs."""
+
+    default_code = "missing_scope"
+
+
+class KeyBound(PermissionDenied):
+    """The key serves one user, and the request is about another or about none."""
+
+    default_code = "key_bound"
+    default_detail = "This key serves one user alone; the request must name that user_id."
+
+
+class KeyAuthentication(BaseAuthentication):
+    """Finds the caller by key; `request.auth` and `request.user` are a `Caller`."""
+
+    def authenticate(self, request: Request) -> tuple[Caller, Caller] | None:
+        """The caller, None without a key, AuthenticationFailed for a key that is not good."""
+        secret = _secret(request)
+        if secret is None:
+            return None
+        caller = keys.authenticate(secret)
+        if caller is None:
+            raise AuthenticationFailed("The API key is unknown, revoked or expired.")
+        request._request.caller = caller  # type: ignore[attr-defined]
+        logs.note(project=caller.project)
+        return caller, caller
+
+    def authenticate_header(self, request: Request) -> str:
+        """What a 401 asks for."""
+        return 'Bearer realm="memsvc"'
+
+
+class HasScope(BasePermission):
+    """Asks for the view's `scope`, or else `read` for safe methods and `write` for the others."""
+
+    def has_permission(self, request: Request, view: APIView) -> bool:
+        """True, or MissingScope; False without a key, which DRF answers with 401."""
+        caller = request.auth
+        if not isinstance(caller, Caller):
+            return False
+        needed = getattr(view, "scope", None) or ("read" if request.method in SAFE_METHODS else "write")
+        if needed not in caller.scopes:
+            raise MissingScope(f"This key has not the scope '{needed}'.")
+        return True
+
+
+def admit(caller: Caller, user_id: str | None) -> None:
+    """Let a request about this user pass, or raise KeyBound; None stands for a request about no user in particular."""
+    if caller.user_id is not None and caller.user_id != user_id:
+        raise KeyBound
+    if user_id is not None:
+        logs.note(user_id=user_id)
+
+
+def may_see(caller: Caller, user_id: str | None) -> bool:
+    """Whether a thing of this user exists for the caller; if not, it is answered like an unknown one."""
+    return caller.user_id is None or caller.user_id == user_id
+
+
+def _secret(request: Request) -> str | None:
+    scheme, _, secret = request.META.get("HTTP_AUTHORIZATION", "").strip().partition(" ")
+    if scheme:
+        if scheme.lower() not in SCHEMES:
+            raise AuthenticationFailed("Authorization must be 'Bearer KEY' or 'Token KEY'.")
+        return str(secret).strip()
+    header: Any = request.META.get("HTTP_X_API_KEY")
+    return None if header is None else str(header).strip()
