@@ -7,11 +7,12 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import worker_ready
+from django.conf import settings
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "memsvc.settings")
 
 app = Celery("memsvc")
-app.config_from_object("django.conf:settings.CELERY")
+app.config_from_object(settings.CELERY)
 app.autodiscover_tasks()
 
 

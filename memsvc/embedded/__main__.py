@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from memsvc.embedded import testing
+from memsvc.embedded import supervisor, testing
 from memsvc.embedded.process import StartError
 
 
 def main(words: list[str]) -> int:
     """Returns the exit status."""
     match words:
+        case ["up"]:
+            supervisor.Supervisor().run()
+            return 0
         case ["test", "--", *arguments] | ["test", *arguments]:
             return testing.run(arguments)
     print(__doc__, file=sys.stderr)

@@ -20,6 +20,8 @@ from typing import IO
 from memsvc.embedded import process
 from memsvc.embedded.process import PROC, Account, StartError
 
+SERVERS = ("postgres", "initdb", "cache", "broker")
+STOP_SECONDS = (10, 10, 60)
 # A socket's whole path may have 103 bytes (macOS); the longest file name here has some 20.
 SOCKET_FOLDER_MAX_BYTES = 80
 
@@ -68,12 +70,11 @@ class Home:
         self._lock = lock
 
     def stop_leftovers(self) -> list[str]:
-        """Stop what a killed starter left running, servers last. Returns the names of what still ran."""
+        """Stop everything that runs here, by whomever it was started. Returns the names of what still ran."""
         found = process.records(self.root / "run")
         left = [record.name for record in found if record.session(self.root)]
-        servers = {"postgres", "cache", "broker"}
-        process.stop([record for record in found if record.name not in servers], self.root, 5)
-        process.stop([record for record in found if record.name in servers], self.root, 30)
+        for rank, seconds in enumerate(STOP_SECONDS):
+            process.stop([record for record in found if _rank(record.name) == rank], self.root, seconds)
         return left
 
     # -- who owns what ------------------------------------------------------------------------------------------------
@@ -170,6 +171,11 @@ class Home:
         """Remove this home and its runtime folder. Only for private runs."""
         shutil.rmtree(self.runtime, ignore_errors=True)
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def _rank(name: str) -> int:
+    """When to stop it: web, which asks the workers; workers and beat; the servers behind them all."""
+    return 2 if name in SERVERS else int(name != "web")
 
 
 def _locked(lock: IO[str]) -> bool:

@@ -94,10 +94,10 @@ class Postgres:
         tuning = TUNING if self._durable else {**TUNING, "fsync": "off", "full_page_writes": "off"}
         options = [word for name, value in tuning.items() for word in ("-c", f"{name}={value}")]
         where = ["-D", self._home.seen_by_server(data), "-k", str(self._home.sockets)]
-        argv = [programs / "postgres", *where, *options]
+        argv = [str(programs / "postgres"), *where, *options]
         return self._run("postgres", argv, data, signal.SIGINT)
 
-    def _run(self, name: str, argv: list[str | Path], data: Path, gentle: signal.Signals) -> Process:
+    def _run(self, name: str, argv: list[str], data: Path, gentle: signal.Signals) -> Process:
         keep = {key: os.environ[key] for key in ("PATH", "HOME", "TMPDIR") if key in os.environ}
         env = {**keep, "LC_ALL": "C"}
         return Process(self._home.root, name, argv, env=env, cwd=data, account=self._home.account, gentle=gentle)
@@ -107,7 +107,7 @@ class Postgres:
         shutil.rmtree(self._home.root / "postgres.new", ignore_errors=True)
         new = self._home.data("postgres.new")
         options = ["-U", USER, "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-instructions"]
-        argv = [programs / "initdb", "-D", self._home.seen_by_server(new), *options, *([] if self._durable else ["-N"])]
+        argv = [str(programs / "initdb"), "-D", self._home.seen_by_server(new), *options, *([] if self._durable else ["-N"])]
         initdb = self._run("initdb", argv, new, signal.SIGTERM)
         initdb.start()
         process.wait_until(lambda: initdb.exited() is not None, START_SECONDS)
@@ -138,18 +138,18 @@ class Postgres:
                     cursor.execute(f'CREATE DATABASE "{DATABASE}"')
 
     def _end_unrecorded(self, data: Path) -> None:
-        """PostgreSQL refuses to start while the pid in its lock file is anybody's, as after a restart of a container.
-        A server found at work in this very folder is stopped; any other owner of that pid is not one."""
+        """PostgreSQL refuses to start while anybody has the pid in its lock file, as after a restart of a container.
+        A server at work in this very folder is stopped. Where nobody works in it the lock may go; while a backend of a
+        dead server still does, it must not: PostgreSQL itself waits for that one."""
         lock = data / "postmaster.pid"
         try:
             pid = int(lock.read_text().split("\n", 1)[0])
-            working = (process.PROC / str(pid) / "cwd").resolve() == data.resolve()
         except (OSError, ValueError):
             return
-        if working:
-            started = process.start_time(pid) or ""
+        started, working = process.start_time(pid), process.working_in(data)
+        if started and working and pid in working:
             process.stop([process.Record("postgres", pid, started, signal.SIGINT)], self._home.root, 60)
-        elif process.PROC.joinpath("self").exists():
+        elif started and working == []:
             lock.unlink(missing_ok=True)
 
 

@@ -67,6 +67,16 @@ def parent(pid: int) -> int | None:
     return int(fields[1]) if fields else None
 
 
+def working_in(folder: Path) -> list[int] | None:
+    """The pids whose working directory this is; None where the system does not tell."""
+    found = []
+    for entry in PROC.glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (entry / "cwd").samefile(folder):
+                found.append(int(entry.name))
+    return found if (PROC / "self").exists() else None
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A process as it was recorded at its start."""
@@ -117,8 +127,11 @@ def _carries(entry: Path, home: Path) -> bool:
 
 
 def records(run: Path) -> list[Record]:
-    """All that was recorded in a run folder, whether it still runs or not."""
-    return [record for path in sorted(run.glob("*.pid")) if (record := Record.read(path))]
+    """All that was recorded in a run folder, whether it still runs or not. An empty record is of a process that is
+    just being born: it is given a moment."""
+    paths = sorted(run.glob("*.pid"))
+    wait_until(lambda: all(path.stat().st_size for path in paths), 0.5)
+    return [record for path in paths if (record := Record.read(path))]
 
 
 def stop(found: Sequence[Record], home: Path, seconds: float) -> None:
@@ -198,6 +211,7 @@ class Process:
                     extra_groups=[] if account else None,
                 )
         except OSError as error:
+            record.unlink()
             raise StartError(f"{self.name} cannot be started: {error}") from error
         finally:
             os.close(descriptor)

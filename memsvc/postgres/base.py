@@ -15,6 +15,7 @@ import psycopg2.extras
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.backends.postgresql import base
+from django.db.backends.postgresql.psycopg_any import IsolationLevel
 
 from memsvc.postgres.pool import Pool
 
@@ -53,12 +54,12 @@ class DatabaseWrapper(base.DatabaseWrapper):
         self._pool = self._pool_for(conn_params)
         if self._pool is None:
             return super().get_new_connection(conn_params)
-        self.isolation_level = base.IsolationLevel.READ_COMMITTED
+        self.isolation_level = IsolationLevel.READ_COMMITTED
         return self._pool.take()
 
     def _close(self) -> None:
         if self._pool is None or self.connection is None:
-            super()._close()
+            super()._close()  # type: ignore[misc]  # private, and so not in the stubs
         else:
             # Forgotten before it is somebody else's: inside a transaction Django would keep it.
             connection, self.connection = self.connection, None

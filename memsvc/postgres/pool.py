@@ -21,7 +21,7 @@ from psycopg2.extensions import (
 from psycopg2.extensions import connection as Connection
 
 
-class PoolExhausted(psycopg2.OperationalError):
+class PoolExhausted(psycopg2.OperationalError):  # type: ignore[misc]  # psycopg2 publishes no types
     """Every connection of the pool was in use for longer than its time-out."""
 
 
@@ -33,7 +33,7 @@ class Pool:
         self._seconds = seconds
         self._open = True
         self._idle: deque[Connection] = deque()
-        self._leases: weakref.WeakKeyDictionary[Connection, weakref.finalize] = weakref.WeakKeyDictionary()
+        self._leases: weakref.WeakKeyDictionary[Connection, weakref.finalize[[None], Connection]] = weakref.WeakKeyDictionary()
         # One token a place. A queue and not a semaphore: a connection dropped by a thread that ended gives its place
         # back from a finalizer, which may run while this very thread is inside the wait, and SimpleQueue allows that.
         self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -103,7 +103,7 @@ def _settled(connection: Connection) -> bool:
         except psycopg2.Error:
             return False
         status = connection.info.transaction_status
-    return status == TRANSACTION_STATUS_IDLE
+    return bool(status == TRANSACTION_STATUS_IDLE)
 
 
 def _discard(connection: Connection) -> None:
