@@ -91,6 +91,8 @@ if EMBEDDER == "auto":
 
 # -- the layers -------------------------------------------------------------------------------------------------------
 L0_MAX_BYTES = env.integer("L0_MAX_BYTES", 32 << 20)
+# Bytes of users' memories and vectors a process keeps to rank new questions with.
+L3_PROCESS_BYTES = env.integer("L3_PROCESS_BYTES", 64 << 20)
 L1_TTL_SECONDS = env.integer("L1_TTL_SECONDS", 3600, least=1)
 L2_TTL_SECONDS = env.integer("L2_TTL_SECONDS", 86400, least=1)
 # L3 keeps vectors of users who were active within this many days.
@@ -216,6 +218,8 @@ REST_FRAMEWORK = {
     "DEFAULT_RENDERER_CLASSES": ["memory.api.encoding.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["memory.api.encoding.JSONParser"],
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "memory.api.encoding.OnlyRenderer",
+    "URL_FORMAT_OVERRIDE": None,
     "EXCEPTION_HANDLER": "memory.api.problems.exception_handler",
     "UNAUTHENTICATED_USER": None,
 }
@@ -224,6 +228,7 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": "A memory service for AI assistants, in front of Mem0.",
     "VERSION": "1",
     "SERVE_INCLUDE_SCHEMA": False,
+    "PREPROCESSING_HOOKS": ["memory.api.urls.tidy"],
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
     "SERVE_AUTHENTICATION": [],
     "SWAGGER_UI_DIST": "SIDECAR",

@@ -69,3 +69,26 @@ def _person(name: str) -> Callable[[object], Scope]:
 ann = _person("Ann")  # writes
 ben = _person("Ben")  # reads
 cy = _person("Cy")  # must see nothing
+
+
+@pytest.fixture
+def dead_redis(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """CACHE as a process sees it while it is down: nothing listens at its address."""
+    from memory import redis_client as client
+
+    monkeypatch.setattr(settings, "REDIS_URL", "unix:///nonexistent/redis.sock")
+    client.cache.cache_clear()
+    monkeypatch.setattr(client, "_down_until", 0.0)
+    yield
+    client.cache.cache_clear()
+
+
+@pytest.fixture
+def mem0(monkeypatch: pytest.MonkeyPatch) -> object:
+    """A Mem0 that fails on command, behind the real stack."""
+    from memory import stack
+    from tests.failing_mem0 import FailingMem0
+
+    origin = FailingMem0()
+    monkeypatch.setattr(stack, "_build", lambda: origin)
+    return origin

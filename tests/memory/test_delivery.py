@@ -1,0 +1,371 @@
+"""PROTOCOL A: accepted writes reach Mem0 once, in order, whatever fails on the way."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.db.models import F
+from django.db.models.functions import Now
+
+from memory import delivery, identity, keys, versions, write
+from memory.errors import OriginRejected
+from memory.models import Attempt, Job, Lane, PinVersion
+from memory.tenancy.projects import policy
+from memory.types import MARK_JOB, Scope
+from memory.write import Write
+from tests.failing_mem0 import answer_lost, never_arrived, refused
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def quiet(redis, settings):
+    settings.PROACTIVE_CACHE_ENABLED = False
+    settings.MEM0_ADD_SETTLE_SECONDS = 30
+
+
+def add(scope: Scope, *texts: str, **extra) -> Job:
+    payload = {"memories": [{"text": text, **extra} for text in texts]}
+    return write.accept(Write("add", scope, payload), policy(scope.project)).job
+
+
+def fresh(job: Job) -> Job:
+    return Job.objects.get(pk=job.pk)
+
+
+def run(job: Job) -> str:
+    return delivery.deliver(job.lane_id)
+
+
+def pass_time(job: Job, seconds: float) -> None:
+    """Let the job's past lie further back: what waits for a moment in PostgreSQL's time has it behind."""
+    back = timedelta(seconds=seconds)
+    Job.objects.filter(pk=job.pk).update(
+        next_attempt_at=F("next_attempt_at") - back,
+        reconcile_at=F("reconcile_at") - back,
+        stored_at=F("stored_at") - back,
+    )
+    Attempt.objects.filter(job=job).update(started_at=F("started_at") - back)
+
+
+def version_of(scope: Scope) -> int:
+    return PinVersion.objects.get(project_id=scope.project, kind="user", pin_id=scope.user_id).version
+
+
+def test_facts_reach_mem0_in_order_and_each_result_names_its_fact(mem0, ann):
+    job = add(ann, "tea", "cà phê", "tea")
+    run(job)
+    job = fresh(job)
+    assert job.state == "completed"
+    assert mem0.texts("ann") == ["tea", "cà phê", "tea"]
+    assert [(item["index"], item["memory"]) for item in job.results] == [(0, "tea"), (1, "cà phê"), (2, "tea")]
+    assert len({item["id"] for item in job.results}) == 3
+
+
+def test_every_attempt_carries_the_mark_of_its_job(mem0, ann):
+    job = add(ann, "tea", metadata={"mood": "calm"})
+    run(job)
+    assert mem0.rows[0].metadata == {"mood": "calm", MARK_JOB: str(job.job_id), "memsvc_attempt": "1"}
+    assert mem0.rows[0].public_metadata() == {"mood": "calm"}
+
+
+def test_facts_of_different_metadata_keep_their_own(mem0, ann):
+    payload = {"memories": [{"text": "a", "metadata": {"n": 1}}, {"text": "b", "metadata": {"n": 2}}, {"text": "c"}]}
+    job = write.accept(Write("add", ann, payload), policy(ann.project)).job
+    run(job)
+    assert {row.text: row.public_metadata() for row in mem0.rows} == {"a": {"n": 1}, "b": {"n": 2}, "c": {}}
+
+
+def test_a_completed_job_has_published_its_version(mem0, redis, ann):
+    job = add(ann, "tea")
+    run(job)
+    copy = redis.get(keys.version(ann.pin, 1)).split(b":")
+    assert int(copy[0]) == fresh(job).version == version_of(ann)
+
+
+def test_b7_without_confirmation_the_job_stays_stored_for_a_whole_lease(mem0, ann, settings, dead_redis):
+    job = add(ann, "tea")
+    run(job)
+    assert fresh(job).state == "stored"
+    pass_time(job, settings.VERSION_LEASE_SECONDS - 1)
+    delivery.complete_overdue()
+    assert fresh(job).state == "stored"
+    pass_time(job, 1 + versions.MARGIN_SECONDS)
+    delivery.complete_overdue()
+    assert fresh(job).state == "completed"
+
+
+def test_a_stored_job_does_not_hold_its_lane(mem0, ann, dead_redis):
+    first, second = add(ann, "one"), add(ann, "two")
+    run(first)
+    assert [fresh(job).state for job in (first, second)] == ["stored", "stored"]
+
+
+def test_a2_an_outage_holds_the_lane_in_order_and_uses_up_no_attempt(mem0, ann):
+    first, second = add(ann, "one"), add(ann, "two")
+    mem0.faults = [refused]
+    assert run(first) == "waiting"
+    assert run(first) == "done 0"
+    assert fresh(first).state == "pending"
+    assert fresh(first).reason == "origin_unavailable"
+    assert mem0.texts() == []
+    pass_time(first, 60)
+    run(first)
+    assert mem0.texts() == ["one", "two"]
+    assert [fresh(job).state for job in (first, second)] == ["completed", "completed"]
+
+
+def test_a_rejection_ends_the_job_failed_and_the_lane_goes_on(mem0, ann):
+    def reject(work):
+        raise OriginRejected("expiration_date must be in the future", status=400)
+
+    first, second = add(ann, "one"), add(ann, "two")
+    mem0.faults = [reject]
+    run(first)
+    first = fresh(first)
+    assert (first.state, first.reason) == ("failed", "rejected")
+    assert first.failed == [{"index": 0, "error": "expiration_date must be in the future"}]
+    assert first.payload is not None
+    assert fresh(second).state == "completed"
+
+
+def test_a5_after_a_lost_answer_the_lane_waits_until_the_attempt_has_settled(mem0, ann):
+    job = add(ann, "tea")
+    mem0.faults = [answer_lost]
+    run(job)
+    pass_time(job, 29)
+    assert run(job) in ("waiting", "done 0")
+    assert mem0.calls == ["add"]
+    assert fresh(job).reason == "settling"
+
+
+def test_a5_a_lost_answer_is_found_by_its_mark_and_not_sent_again(mem0, ann):
+    job = add(ann, "tea", "cake")
+    mem0.faults = [answer_lost]
+    run(job)
+    pass_time(job, 31)
+    run(job)
+    job = fresh(job)
+    assert job.state == "completed"
+    assert mem0.texts() == ["tea", "cake"]
+    assert [item["id"] for item in job.results] == [row.id for row in mem0.rows]
+
+
+def test_a5_a_request_lost_on_its_way_is_sent_again(mem0, ann):
+    job = add(ann, "tea")
+    mem0.faults = [never_arrived]
+    run(job)
+    pass_time(job, 31)
+    run(job)
+    assert mem0.texts() == ["tea"]
+    assert fresh(job).state == "completed"
+
+
+def test_a6_a_half_stored_job_sends_only_the_rest_also_of_equal_texts(mem0, ann):
+    def half(work):
+        work()
+        del mem0.rows[1:]
+        return answer_lost(list)
+
+    job = add(ann, "same", "same", "other")
+    mem0.faults = [half]
+    run(job)
+    pass_time(job, 31)
+    run(job)
+    assert sorted(mem0.texts()) == ["other", "same", "same"]
+    assert sorted(item["index"] for item in fresh(job).results) == [0, 1, 2]
+
+
+def test_a6_the_same_words_of_another_job_are_not_taken_for_this_one(mem0, ann):
+    run(add(ann, "tea"))
+    job = add(ann, "tea")
+    mem0.faults = [never_arrived]
+    run(job)
+    pass_time(job, 31)
+    run(job)
+    assert mem0.texts() == ["tea", "tea"]
+
+
+def test_a6_without_a_conclusive_look_the_job_is_held_with_its_payload(mem0, ann):
+    job = add(ann, "tea")
+    mem0.faults = [never_arrived]
+    mem0.conclusive = False
+    run(job)
+    pass_time(job, 31)
+    run(job)
+    job = fresh(job)
+    assert (job.state, job.reason) == ("failed", "outcome_unknown")
+    assert job.payload["memories"][0]["text"] == "tea"
+    assert mem0.texts() == []
+
+
+def test_a6_a_project_may_choose_to_retry_instead(mem0, ann, project):
+    project.on_unknown = "retry"
+    project.save()
+    job = add(ann, "tea")
+    mem0.faults = [never_arrived]
+    mem0.conclusive = False
+    run(job)
+    pass_time(job, 31)
+    run(job)
+    assert mem0.texts() == ["tea"]
+
+
+def test_a7_a_second_copy_is_removed_and_the_reported_one_kept(mem0, ann):
+    late = []
+
+    def still_running(work):
+        late.append(work)
+        never_arrived(work)
+
+    job = add(ann, "tea")
+    mem0.faults = [still_running]
+    run(job)
+    pass_time(job, 31)
+    run(job)
+    late[0]()  # the first attempt ends in Mem0 only now, after its settle time
+    assert mem0.texts() == ["tea", "tea"]
+    before = version_of(ann)
+    pass_time(job, 61)
+    run(job)
+    assert [row.id for row in mem0.rows] == [fresh(job).results[0]["id"]]
+    assert version_of(ann) > before
+    assert PinVersion.objects.get(pin_id="ann").floor == version_of(ann)
+    assert fresh(job).reconcile_at is None
+
+
+def test_b2_the_version_moves_after_an_unknown_outcome(mem0, ann):
+    job = add(ann, "tea")
+    before = version_of(ann)
+    mem0.faults = [answer_lost]
+    run(job)
+    assert version_of(ann) > before
+
+
+def test_b2_the_version_does_not_move_while_mem0_certainly_did_nothing(mem0, ann):
+    job = add(ann, "tea")
+    before = version_of(ann)
+    mem0.faults = [refused]
+    run(job)
+    assert version_of(ann) == before
+
+
+def test_a2_a_held_lane_is_not_entered_twice(mem0, ann):
+    job = add(ann, "tea")
+    Lane.objects.filter(pk=job.lane_id).update(lease_until=Now() + timedelta(seconds=60), holder="elsewhere")
+    assert run(job) == "held"
+    assert mem0.calls == []
+
+
+def test_a2_a_holder_that_lost_its_lane_records_nothing(mem0, ann):
+    """It was paused past its lease inside Mem0's call; another took the lane: the job is that one's to end."""
+    job = add(ann, "tea")
+
+    def overtaken(work):
+        stored = work()
+        Lane.objects.filter(pk=job.lane_id).update(fence=F("fence") + 1)
+        return stored
+
+    mem0.faults = [overtaken]
+    assert run(job) == "lost"
+    assert (fresh(job).state, fresh(job).results) == ("processing", [])
+
+
+def test_a_lane_lost_in_the_middle_is_finished_by_the_next_holder_without_a_second_copy(mem0, ann):
+    job = add(ann, "tea")
+
+    def overtaken(work):
+        stored = work()
+        Lane.objects.filter(pk=job.lane_id).update(fence=F("fence") + 1, lease_until=None)
+        return stored
+
+    mem0.faults = [overtaken]
+    run(job)
+    pass_time(job, 31)
+    run(job)
+    assert mem0.texts() == ["tea"]
+    assert fresh(job).state == "completed"
+
+
+def test_a5_an_in_process_attempt_whose_process_is_gone_needs_no_settling(mem0, ann):
+    mem0.in_process = True
+    job = add(ann, "tea")
+    mem0.faults = [never_arrived]
+    run(job)
+    here = identity.process().split("/")
+    Attempt.objects.filter(job=job).update(process="/".join((*here[:3], "999999999", "1")), ended_at=None, outcome="")
+    Job.objects.filter(pk=job.pk).update(next_attempt_at=Now())
+    run(job)
+    assert mem0.texts() == ["tea"]
+
+
+def test_a_process_on_another_host_is_never_taken_for_gone():
+    assert identity.gone(identity.process()) is False
+    assert identity.gone("elsewhere/boot/1/999999999/1") is False
+    here = identity.process().split("/")
+    assert identity.gone("/".join((*here[:3], "999999999", "1"))) is True
+    assert identity.gone("/".join((*here[:4], "1"))) is True
+
+
+def test_an_update_raises_the_floor_and_an_add_does_not(mem0, ann):
+    job = add(ann, "tea")
+    run(job)
+    memory_id = fresh(job).results[0]["id"]
+    assert PinVersion.objects.get(pin_id="ann").floor == 0
+    change = write.accept(Write("update", ann, {"text": "coffee"}, memory_id=memory_id), policy(ann.project)).job
+    run(change)
+    assert mem0.texts() == ["coffee"]
+    assert PinVersion.objects.get(pin_id="ann").floor == fresh(change).version
+
+
+def test_a3_a_404_on_a_retried_delete_is_success(mem0, ann):
+    job = add(ann, "tea")
+    run(job)
+    gone = write.accept(Write("delete", ann, memory_id=fresh(job).results[0]["id"]), policy(ann.project)).job
+    mem0.faults = [answer_lost]
+    run(gone)
+    pass_time(gone, 31)
+    run(gone)
+    assert fresh(gone).state == "completed"
+    assert mem0.texts() == []
+
+
+def test_an_update_of_what_is_not_there_fails(mem0, ann):
+    change = write.accept(Write("update", ann, {"text": "x"}, memory_id="nowhere"), policy(ann.project)).job
+    run(change)
+    assert fresh(change).state == "failed"
+
+
+def test_a_retried_job_goes_to_the_tail_and_sends_only_what_is_missing(mem0, ann):
+    def reject(work):
+        raise OriginRejected("no", status=400)
+
+    payload = {"memories": [{"text": "good"}, {"text": "bad", "metadata": {"x": 1}}]}
+    job = write.accept(Write("add", ann, payload), policy(ann.project)).job
+    mem0.faults = [lambda work: work(), reject]
+    run(job)
+    assert fresh(job).state == "failed"
+    assert [item["index"] for item in fresh(job).results] == [0]
+    later = add(ann, "later")
+    assert write.retry(fresh(job))
+    run(job)
+    assert mem0.texts() == ["good", "later", "bad"]
+    assert fresh(job).state == fresh(later).state == "completed"
+
+
+def test_an_extraction_that_finds_nothing_is_completed_with_nothing_stored(mem0, ann):
+    write_it = Write("extract", ann, {"messages": [{"role": "user", "content": "hm"}]})
+    job = write.accept(write_it, policy(ann.project)).job
+    mem0.faults = [lambda work: []]
+    run(job)
+    assert (fresh(job).state, fresh(job).results) == ("completed", [])
+    assert fresh(job).payload is not None
+
+
+def test_facts_of_a_long_job_travel_in_bounded_calls(mem0, ann):
+    job = add(ann, *(f"fact {n}" for n in range(120)))
+    run(job)
+    assert mem0.calls.count("add") == 3
+    assert mem0.texts() == [f"fact {n}" for n in range(120)]
+    assert fresh(job).state == "completed"

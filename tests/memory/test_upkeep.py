@@ -1,0 +1,111 @@
+"""The sweeper finds whatever messages were lost; counts add up over processes."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.db.models.functions import Now
+
+from memory import identity, metrics, outbox, upkeep, write
+from memory.models import Heartbeat, IdempotencyRecord, Job, Lane
+from memory.tenancy.projects import policy
+from memory.write import Write
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """The messages handed to the broker: none arrives."""
+    messages: list[int] = []
+    monkeypatch.setattr(outbox, "send", lambda task: messages.append(task.args[0]))
+    return messages
+
+
+def accept(scope) -> Job:
+    return write.accept(Write("add", scope, {"memories": [{"text": "tea"}]}), policy(scope.project)).job
+
+
+def swept() -> int:
+    Heartbeat.objects.filter(name="duty:sweep").delete()
+    return upkeep.sweep()
+
+
+def test_a_lost_message_is_sent_again(mem0, redis, ann, sent):
+    job = accept(ann)
+    sent.clear()
+    swept()
+    assert sent == [job.lane_id]
+
+
+def test_a_lane_just_woken_is_not_woken_again(mem0, redis, ann, sent):
+    job = accept(ann)
+    swept()
+    sent.clear()
+    swept()
+    assert sent == []
+    Lane.objects.filter(pk=job.lane_id).update(woken_at=Now() - timedelta(seconds=11))
+    swept()
+    assert sent == [job.lane_id]
+
+
+def test_what_is_not_due_is_left_alone(mem0, redis, ann, sent):
+    accept(ann)
+    sent.clear()
+    Job.objects.update(next_attempt_at=Now() + timedelta(minutes=1))
+    assert swept() == 0
+
+
+def test_a_held_lane_is_left_alone_and_a_dead_holders_is_not(mem0, redis, ann, sent):
+    accept(ann)
+    sent.clear()
+    Lane.objects.update(holder=identity.process(), lease_until=Now() + timedelta(minutes=1))
+    assert swept() == 0
+    here = identity.process().split("/")
+    Lane.objects.update(holder="/".join((*here[:3], "999999999", "1")))
+    assert swept() == 1
+
+
+def test_one_sweep_at_a_time(redis, db):
+    assert upkeep._claim_duty("sweep", 60) is True
+    assert upkeep._claim_duty("sweep", 60) is False
+
+
+def test_counts_of_all_processes_add_up(redis, project):
+    metrics.drain()
+    for _ in range(3):
+        metrics.count("searches", 2, project=project.pk, layer="L2")
+        upkeep.flush_counts()
+    assert upkeep.totals(project.pk)["searches"] == {"layer=L2": 6}
+
+
+def test_an_undeclared_metric_is_an_error():
+    with pytest.raises(KeyError):
+        metrics.count("made_up")
+    with pytest.raises(ValueError, match="labels"):
+        metrics.count("searches", user="ann")
+
+
+def test_old_idempotency_records_and_payloads_are_forgotten(mem0, redis, ann, settings):
+    job = write.accept(Write("add", ann, {"memories": [{"text": "tea"}]}, idempotency_key="k"), policy(ann.project)).job
+    long_ago = Now() - timedelta(hours=settings.IDEMPOTENCY_HOURS + 1)
+    IdempotencyRecord.objects.update(created_at=long_ago)
+    Job.objects.update(state="completed", completed_at=long_ago)
+    upkeep.purge()
+    assert IdempotencyRecord.objects.count() == 0
+    assert Job.objects.get(pk=job.pk).payload is None
+
+
+def test_a_failed_jobs_payload_is_kept_for_a_retry(mem0, redis, ann):
+    accept(ann)
+    Job.objects.update(state="failed", completed_at=Now() - timedelta(days=60))
+    upkeep.purge()
+    assert Job.objects.get().payload is not None
+
+
+def test_workers_are_known_by_their_queues(db):
+    upkeep.seen("warm")
+    assert upkeep.workers() == {"warm"}
+    Heartbeat.objects.update(at=Now() - timedelta(seconds=11))
+    assert upkeep.workers() == set()

@@ -1,0 +1,119 @@
+"""PROTOCOL B: versions, their leased copies, floors."""
+
+from __future__ import annotations
+
+import pytest
+from django.db import transaction
+
+from memory import keys, versions
+from memory.models import Project
+from memory.types import Pin
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def pin(project: Project) -> Pin:
+    return Pin(project.pk, "user", "ann")
+
+
+def move(*pins: Pin, floor: bool = False) -> list:
+    with transaction.atomic():
+        return versions.move(pins, floor=floor)
+
+
+def test_a_version_only_rises_and_is_a_time_in_microseconds(redis, pin):
+    first = move(pin)[0].number
+    second = move(pin)[0].number
+    assert 1_700_000_000_000_000 < first < second < 2**53
+
+
+def test_a_clock_set_back_cannot_repeat_a_version(redis, pin):
+    from memory.models import PinVersion
+
+    far = 2**52
+    PinVersion.objects.create(project_id=pin.project, kind=pin.kind, pin_id=pin.id, version=far)
+    assert move(pin)[0].number == far + 1
+
+
+def test_a_pin_never_written_has_version_zero(redis, pin):
+    assert versions.current(pin, 1).number == 0
+
+
+def test_the_copy_spares_the_next_reader_a_query(redis, pin, django_assert_num_queries):
+    number = move(pin)[0].number
+    versions.current(pin, 1)
+    with django_assert_num_queries(0):
+        assert versions.current(pin, 1).number == number
+
+
+def test_b6_a_copy_is_stored_only_while_its_token_stands(redis, pin):
+    """Reader takes a token and reads PostgreSQL; a write commits and publishes; only then does the reader store."""
+    project = Project.objects.get()
+    old = versions.stored(pin)
+    copy, token = versions._script(versions._TAKE)(keys=versions._keys(pin, project.generation), args=["t1", 30000])
+    assert copy is None
+    moved = move(pin)
+    assert versions.publish(moved)
+    redis.delete(keys.version(pin, project.generation))  # evicted: nothing newer guards any more
+    versions._keep(old, project.generation, token)
+    assert versions.current(pin, project.generation).number == moved[0].number
+
+
+def test_b6_flushall_takes_the_token_with_it(redis, pin):
+    old = versions.stored(pin)
+    _, token = versions._script(versions._TAKE)(keys=versions._keys(pin, 1), args=["t1", 30000])
+    redis.flushall()
+    versions._keep(old, 1, token)
+    assert redis.get(keys.version(pin, 1)) is None
+
+
+def test_b6_the_copy_lives_no_longer_than_its_token_had_left(redis, pin):
+    _, token = versions._script(versions._TAKE)(keys=versions._keys(pin, 1), args=["t1", 30000])
+    redis.pexpire(keys.token(pin, 1), 5000)
+    versions._keep(versions.stored(pin), 1, token)
+    assert 0 < redis.pttl(keys.version(pin, 1)) <= 5000
+
+
+def test_a_publication_counts_its_lease_from_before_the_rows_were_locked(redis, pin, settings):
+    from dataclasses import replace
+
+    moved = move(pin)
+    spent = replace(moved[0], confirmed_at=moved[0].confirmed_at - settings.VERSION_LEASE_SECONDS + 2)
+    versions.publish([spent])
+    assert 0 < redis.pttl(keys.version(pin, 1)) <= 2000
+
+
+def test_an_older_publication_never_replaces_a_newer_copy(redis, pin):
+    older = move(pin)
+    newer = move(pin)
+    versions.publish(newer)
+    versions.publish(older)
+    assert versions.current(pin, 1).number == newer[0].number
+
+
+def test_publication_says_when_redis_did_not_confirm(pin, settings, dead_redis):
+    assert versions.publish(move(pin)) is False
+
+
+def test_the_floor_rises_only_when_asked(redis, pin):
+    first = move(pin)[0]
+    second = move(pin, floor=True)[0]
+    third = move(pin)[0]
+    assert (first.floor, second.floor, third.floor) == (0, second.number, second.number)
+
+
+def test_pins_are_locked_in_one_order():
+    pins = [Pin(1, "run", "a"), Pin(1, "user", "b"), Pin(1, "agent", "c"), Pin(1, "user", "a")]
+    assert [(pin.kind, pin.id) for pin in versions.in_lock_order(pins)] == [
+        ("user", "a"),
+        ("user", "b"),
+        ("agent", "c"),
+        ("run", "a"),
+    ]
+
+
+def test_ids_with_braces_and_colons_make_no_foreign_key():
+    names = {keys.version(Pin(1, "user", name), 1) for name in ("a", "a}", "{a}", "a:v", "a.b", "Nguyễn", "a/b")}
+    assert len(names) == 7
+    assert all(name.count("{") == name.count("}") == 1 for name in names)
