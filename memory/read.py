@@ -96,7 +96,7 @@ def _bounded(query: Query, policy: Policy, wish: Wish) -> Answer | None:
     held = stack.L0.any(query, policy.generation)
     if held is None or held.entry.version < wish.min_version:
         return None
-    if (clock.now() - held.confirmed_at) * 1000 > wish.max_age_ms or not _served(held.entry, policy):
+    if (clock.now() - held.confirmed_at) * 1000 > wish.max_age_ms or not served(held.entry, policy):
         return None
     version = Version(query.scope.pin, held.entry.version, 0, held.confirmed_at)
     return Answer(held.entry, version, "L0", age_ms=held.age_ms)
@@ -116,7 +116,7 @@ def _version(query: Query, policy: Policy, trip: Trip | None, wish: Wish) -> Ver
 def _cached(query: Query, policy: Policy, version: Version, trip: Trip | None, wish: Wish) -> Answer | None:
     """The answer of the first layer that is current; for `eventual`, also a copy a little behind."""
     held = stack.L0.get(query, version, policy.generation)
-    if held is not None and _served(held.entry, policy):
+    if held is not None and served(held.entry, policy):
         metrics.count("lookups", project=policy.id, layer="L0", outcome="hit")
         return Answer(held.entry, version, "L0", age_ms=held.age_ms)
     metrics.count("lookups", project=policy.id, layer="L0", outcome="miss")
@@ -187,14 +187,14 @@ def _degraded(query: Query, policy: Policy, version: Version, trip: Trip | None,
     return replace(best, stale=best.entry.version < version.number, degraded=True, reason=error.code)
 
 
-def _served(entry: Entry, policy: Policy) -> bool:
+def served(entry: Entry, policy: Policy) -> bool:
     """Whether the project's policy lets an entry be served: a local ranking only where it is on (PROTOCOL C3)."""
     return entry.ranking == "upstream" or policy.local_search == "on"
 
 
 def _copy(trip: Trip | None, policy: Policy) -> Entry | None:
     entry = trip.entry if trip else None
-    if entry is None or expired(entry, _store_now(trip)) or not _served(entry, policy):
+    if entry is None or expired(entry, _store_now(trip)) or not served(entry, policy):
         return None
     return entry
 
