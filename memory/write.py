@@ -73,20 +73,38 @@ def accept(write: Write, policy: Policy) -> Accepted:
     IdempotencyMismatch; BacklogFull; DatabaseUnavailable, with nothing half-written.
     """
     try:
-        if (earlier := _replay(write, policy)) is not None:
+        if (earlier := _replay(write.idempotency_key, write.body_digest, policy)) is not None:
             return earlier
         _check_backlog(policy)
         try:
             with transaction.atomic():
                 job = _insert(write, policy)
         except IntegrityError:  # the same key raced us to the commit
-            if (earlier := _replay(write, policy)) is None:
+            if (earlier := _replay(write.idempotency_key, write.body_digest, policy)) is None:
                 raise
             return earlier
     except DatabaseError as error:
         raise DatabaseUnavailable("the write was not accepted") from error
     wake(job.lane_id)
     return Accepted(job, replayed=False)
+
+
+def replay(key: str | None, body_digest: str, policy: Policy) -> Accepted | None:
+    """The write that this Idempotency-Key made before. IdempotencyMismatch; DatabaseUnavailable."""
+    try:
+        return _replay(key, body_digest, policy)
+    except DatabaseError as error:
+        raise DatabaseUnavailable("the Idempotency-Key cannot be looked up") from error
+
+
+def pending(target: Scope) -> int | None:
+    """How many accepted writes wait in the scope's lane; None when PostgreSQL cannot tell."""
+    pin = target.pin
+    lane = {"lane__project_id": pin.project, "lane__kind": pin.kind, "lane__pin_id": pin.id}
+    try:
+        return Job.objects.filter(state__in=UNFINISHED, **lane).count()
+    except DatabaseError:
+        return None
 
 
 def owner(memory_id: str, policy: Policy) -> Scope | None:
@@ -224,17 +242,14 @@ def _lane(project: int, kind: str, pin_id: str) -> int:
     return Lane.objects.get(project_id=project, kind=kind, pin_id=pin_id).pk
 
 
-def _replay(write: Write, policy: Policy) -> Accepted | None:
-    if write.idempotency_key is None:
+def _replay(key: str | None, body_digest: str, policy: Policy) -> Accepted | None:
+    if key is None:
         return None
-    record = (
-        IdempotencyRecord.objects.select_related("job")
-        .filter(project_id=policy.id, key_digest=_digest(write.idempotency_key))
-        .first()
-    )
+    found = IdempotencyRecord.objects.select_related("job").filter(project_id=policy.id, key_digest=_digest(key))
+    record = found.first()
     if record is None:
         return None
-    if record.body_digest != write.body_digest:
+    if record.body_digest != body_digest:
         raise IdempotencyMismatch("this Idempotency-Key came with another body before")
     return Accepted(record.job, replayed=True)
 
