@@ -26,21 +26,10 @@ WHOLE_MAX = 2**63
 MAX_ERRORS = 20
 
 RESERVED_METADATA = frozenset(
-    [
-        "data",
-        "hash",
-        "created_at",
-        "updated_at",
-        "id",
-        "text_lemmatized",
-        "attributed_to",
-        "user_id",
-        "agent_id",
-        "run_id",
-        "actor_id",
-        "role",
-        "expiration_date",
-    ],
+    {
+        *("data", "hash", "created_at", "updated_at", "id", "text_lemmatized", "attributed_to"),
+        *("user_id", "agent_id", "run_id", "actor_id", "role", "expiration_date"),
+    },
 )
 """Mem0 keeps its own fields beside the metadata, under these names: a value of ours would be lost."""
 

@@ -15,6 +15,7 @@ from memory.api import serializers as shown
 from memory.api.documented import operation, paged
 from memory.api.native import READ_TIMEOUT_SECONDS, Door
 from memory.clock import Deadline
+from memory.invalidate import invalidate
 from memory.models import Job
 from memory.tenancy.auth import admit
 
@@ -65,7 +66,7 @@ class Invalidate(Door):
         """Move the user's version and floor."""
         bodies.body(request, bodies.NOTHING)
         scope = self.user(user_id)
-        version = read.invalidate(scope, self.policy)
+        version = invalidate(scope, self.policy)
         return Response({"user_id": scope.user_id, "version": str(version)})
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import AuthenticationFailed, PermissionDenied
 from rest_framework.permissions import SAFE_METHODS, BasePermission
 from rest_framework.request import Request
-from rest_framework.views import APIView
 
 from memory import logs
 from memory.tenancy import keys
 from memory.tenancy.keys import Caller
+
+if TYPE_CHECKING:
+    from rest_framework.views import APIView  # which imports this module
 
 SCHEMES = frozenset({"bearer", "token"})
 
