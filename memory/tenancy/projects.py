@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from dataclasses import dataclass
 
 from django.conf import settings
 from django.db import Error as DatabaseError
+from django.db import connection, transaction
 
 from memory import clock
 from memory.errors import DatabaseUnavailable
 from memory.models import Project
 
 FRESH_SECONDS = 1.0
+SHAPES_ANSWERS = ("local_search", "local_ranking")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +57,30 @@ def policy(project_id: int) -> Policy:
     return found
 
 
+def save(project: Project) -> None:
+    """Keep a project as a person made or changed it. A change that shapes answers moves its generation (PROTOCOL B5),
+    within FRESH_SECONDS in every process; a new project, unless it is the first, gets ids of its own in Mem0."""
+    with transaction.atomic():
+        if project.pk is None:
+            project.namespace = _free_namespace(project.slug)
+        else:
+            stands = Project.objects.select_for_update().get(pk=project.pk)
+            changed = any(getattr(stands, name) != getattr(project, name) for name in SHAPES_ANSWERS)
+            project.generation = stands.generation + changed
+        project.save()
+
+
 def forget() -> None:
     """Read every policy again at its next use."""
     with _lock:
         _known.clear()
+
+
+def _free_namespace(slug: str) -> str:
+    """Never one of before: whoever had it may have left memories in Mem0. Two at a time can't both be the first."""
+    with connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE memory_project IN SHARE ROW EXCLUSIVE MODE")
+    return f"{slug[:20]}-{secrets.token_hex(4)}" if Project.objects.exists() else ""
 
 
 def _read(project: Project) -> Policy:
