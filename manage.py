@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Django's command line."""
 
-import os
 import sys
 
-if __name__ == "__main__":
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "memsvc.settings")
-    from django.core.management import execute_from_command_line
+from django.core.management import execute_from_command_line
 
+import memsvc.celery  # noqa: F401 - names the settings; commands send tasks
+
+if __name__ == "__main__":
     execute_from_command_line(sys.argv)

@@ -1,4 +1,7 @@
-"""The Celery app. It imports no task: models are not loaded yet when it is imported."""
+"""The Celery app. It imports no task: models are not loaded yet when it is imported.
+
+Whatever sends or runs tasks imports this module first: wsgi.py, manage.py, the workers.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from django.conf import settings
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "memsvc.settings")
 
 app = Celery("memsvc")
+app.set_default()  # for every thread: an app is current only in the thread that made it
 app.config_from_object(settings.CELERY)
 app.autodiscover_tasks()
 

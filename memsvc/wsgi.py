@@ -1,9 +1,7 @@
 """The WSGI application that granian serves."""
 
-import os
-
 from django.core.wsgi import get_wsgi_application
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "memsvc.settings")
+import memsvc.celery  # noqa: F401 - names the settings; views send tasks
 
 application = get_wsgi_application()

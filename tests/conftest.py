@@ -14,6 +14,7 @@ import pytest
 import redis as redis_client
 from django.conf import settings
 
+import memsvc.celery  # noqa: F401 - tests send tasks
 from memory.types import Scope
 
 

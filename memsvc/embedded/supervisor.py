@@ -122,7 +122,7 @@ class Supervisor:
         while (status := setup.exited()) is None:
             if time.monotonic() - said > 5:
                 said = time.monotonic()
-                say("setting up the database: " + setup.tail(1).strip())
+                say("still setting up the database")
             time.sleep(0.02)
         setup.stop()
         if status:

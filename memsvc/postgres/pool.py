@@ -33,7 +33,9 @@ class Pool:
         self._seconds = seconds
         self._open = True
         self._idle: deque[Connection] = deque()
-        self._leases: weakref.WeakKeyDictionary[Connection, weakref.finalize[[None], Connection]] = weakref.WeakKeyDictionary()
+        self._leases: weakref.WeakKeyDictionary[Connection, weakref.finalize[[None], Connection]] = (
+            weakref.WeakKeyDictionary()
+        )
         # One token a place. A queue and not a semaphore: a connection dropped by a thread that ended gives its place
         # back from a finalizer, which may run while this very thread is inside the wait, and SimpleQueue allows that.
         self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
