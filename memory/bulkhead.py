@@ -12,6 +12,7 @@ from django.conf import settings
 from memory.errors import Overloaded
 
 LEAST = 16
+LEAST_EMBEDDING = 4
 
 
 @once
@@ -33,3 +34,22 @@ def waiting() -> Iterator[None]:
         yield
     finally:
         _places().release()
+
+
+@once
+def _embedding_places() -> threading.BoundedSemaphore:
+    return threading.BoundedSemaphore(max(LEAST_EMBEDDING, settings.WEB_THREADS // 4))
+
+
+@contextmanager
+def embedding() -> Iterator[None]:
+    """A place for making vectors that others ask for; Overloaded at once when all are taken.
+
+    Not among `waiting`: a search that waits there for Mem0 may need this vector to end.
+    """
+    if not _embedding_places().acquire(blocking=False):
+        raise Overloaded("too many texts are being embedded", retry_after=1)
+    try:
+        yield
+    finally:
+        _embedding_places().release()

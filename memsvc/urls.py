@@ -6,7 +6,7 @@ from django.contrib import admin
 from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
-from memory.api import health, problems
+from memory.api import embeddings, health, problems
 from memory.api import urls as memory_urls
 
 urlpatterns = [
@@ -14,6 +14,8 @@ urlpatterns = [
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     re_path(r"^api/", problems.unknown_route, name="unknown"),
+    path("v1/embeddings", embeddings.Embeddings.as_view(), name="embeddings"),
+    path("v1/models", embeddings.Models.as_view(), name="models"),
     path("healthz", health.healthz, name="healthz"),
     path("readyz", health.readyz, name="readyz"),
     path("admin/", admin.site.urls),
