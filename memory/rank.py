@@ -89,8 +89,8 @@ def like_upstream(
 ) -> Ranked:
     """The rows Mem0 2.2 with pgvector and without spaCy would return, in its order and with its scores.
 
-    `vector` is the question's, of length 1. `among` are the rows that meet scope and filters (None: all), with those that
-    have expired: Mem0 hides them, as of `today` (YYYY-MM-DD; None shows them), only after it has chosen its pool.
+    `vector` is the question's, of length 1. `among` are the rows that meet scope and filters (None: all), expired
+    or not: Mem0 hides those, as of `today` (YYYY-MM-DD; None shows them), only after it has chosen its pool.
     """
     least = THRESHOLD if threshold is None else threshold
     chosen = None if among is None else np.asarray(among, dtype=np.intp)

@@ -310,6 +310,15 @@ def _mem0() -> Any:
     return _instance
 
 
+def close() -> None:
+    """Drop this process's Mem0 and its idle connections; the next call makes a new one."""
+    global _instance
+    with _building:
+        gone, _instance = _instance, None
+    if gone is not None:
+        gone.vector_store.connection_pool.closeall()
+
+
 def _build() -> Any:
     home = settings.MEMSVC_HOME / "mem0"
     home.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,9 @@ from memory.errors import EmbedderError
 # costs more than it gives, and does not survive a fork.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+READ_CHARACTERS = 2000
+"""About the 512 tokens the model was made for. The engine would read on, at 1.5 ms of CPU a token."""
+
 
 def make() -> LocalEmbedder:
     """The engine with its model: 15 ms, about 60 MB once used."""
@@ -38,9 +41,11 @@ class LocalEmbedder:
         self._engine = E5(sae_path=os.path.join(os.devnull, "none"))
 
     def embed(self, texts: Sequence[str], action: Action) -> Vectors:
-        """An array of shape (len(texts), 384). "symmetric" texts carry the query prefix, as the model's authors ask."""
+        """An array of shape (len(texts), 384). "symmetric" texts carry the query prefix, as the model's authors ask.
+        Of a long text the beginning is read."""
         try:
-            vectors = self._engine.encode(list(texts), is_query=action != "passage")
+            read = [text[:READ_CHARACTERS] for text in texts]
+            vectors = self._engine.encode(read, is_query=action != "passage")
         except UnicodeEncodeError:
             raise EmbedderError("a text is not valid Unicode") from None
         return np.asarray(vectors, dtype=np.float32)
