@@ -1,0 +1,131 @@
+"""How far local ranking agrees with Mem0's own search: LoCoMo dev, the same memories and vectors on both sides.
+
+    python -m bench.agreement            all samples: about three minutes, most of it embedding
+    python -m bench.agreement conv-26    one
+
+Needs DATABASE_URL and REDIS_URL of a database it may write to, as tests do; what it stores it removes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import django
+
+TOP = 10
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Means over questions. `recall` and `ndcg` are (Mem0's, ours); `milliseconds` is ours, without the embedding."""
+
+    questions: int
+    overlap: float
+    same_first: float
+    recall: tuple[float, float]
+    ndcg: tuple[float, float]
+    milliseconds: float
+
+
+def recall(found: Sequence[int], relevant: frozenset[int]) -> float:
+    """The share of the relevant facts that were found."""
+    return len(relevant & set(found)) / len(relevant)
+
+
+def ndcg(found: Sequence[int], relevant: frozenset[int]) -> float:
+    """Normalised discounted cumulative gain of the first TOP."""
+    gained = sum(1 / math.log2(place + 2) for place, index in enumerate(found[:TOP]) if index in relevant)
+    return gained / sum(1 / math.log2(place + 2) for place in range(min(TOP, len(relevant))))
+
+
+def measure(sample: object, project: int = 0) -> Figures:
+    """Store a sample's facts in the real Mem0, ask both sides every question, remove them again."""
+    from memory import embedders, rank
+    from memory.backends.mem0_sdk import Mem0SDK
+    from memory.clock import Deadline
+    from memory.layers.l1_vectors import CachedEmbedder
+    from memory.types import Query, Scope
+    from tests.data import Sample
+
+    assert isinstance(sample, Sample)
+    mem0, scope = Mem0SDK(), Scope(project, user_id=f"agreement-{sample.id}")
+    made = embedders.get()
+    assert made is not None
+    embedder = CachedEmbedder(made, project)
+    mem0.delete_all(scope, Deadline.after(60))
+    stored = mem0.add(scope, sample.facts, {}, None, Deadline.after(600))
+    try:
+        places = {row.id: place for place, row in enumerate(stored)}
+        rows = rank.Rows(sample.facts, embedder.embed(sample.facts, "passage"))
+        totals = [0.0] * 7
+        for question in sample.questions:
+            theirs = [places[m.id] for m in mem0.search(Query(scope, question.text, TOP), Deadline.after(60))]
+            (vector,) = embedder.embed([question.text], "search")
+            began = time.perf_counter()
+            ours = [index for index, _ in rank.like_upstream(question.text, vector, rows, TOP)]
+            spent = time.perf_counter() - began
+            one = (
+                len(set(theirs) & set(ours)) / max(len(theirs), len(ours), 1),
+                float(theirs[:1] == ours[:1]),
+                recall(theirs, question.relevant),
+                recall(ours, question.relevant),
+                ndcg(theirs, question.relevant),
+                ndcg(ours, question.relevant),
+                spent * 1000,
+            )
+            totals = [total + value for total, value in zip(totals, one, strict=True)]
+    finally:
+        mem0.delete_all(scope, Deadline.after(60))
+        mem0.forget(scope, Deadline.after(60))
+    count = len(sample.questions)
+    mean = [total / count for total in totals]
+    return Figures(count, mean[0], mean[1], (mean[2], mean[3]), (mean[4], mean[5]), mean[6])
+
+
+def main(names: Sequence[str]) -> None:
+    """Print the table."""
+    from tests import data
+
+    print(f"{'sample':>8} {'questions':>9} {'overlap@10':>10} {'same 1st':>8}  R@10 Mem0/ours  NDCG@10 Mem0/ours  ms")
+    figures = []
+    for sample in data.locomo():
+        if not names or sample.id in names:
+            figures.append(measure(sample))
+            _print(sample.id, figures[-1])
+    if len(figures) > 1:
+        _print("all", _joined(figures))
+
+
+def _joined(figures: Sequence[Figures]) -> Figures:
+    count = sum(one.questions for one in figures)
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(value * one.questions for value, one in zip(values, figures, strict=True)) / count
+
+    return Figures(
+        count,
+        mean([one.overlap for one in figures]),
+        mean([one.same_first for one in figures]),
+        (mean([one.recall[0] for one in figures]), mean([one.recall[1] for one in figures])),
+        (mean([one.ndcg[0] for one in figures]), mean([one.ndcg[1] for one in figures])),
+        mean([one.milliseconds for one in figures]),
+    )
+
+
+def _print(name: str, one: Figures) -> None:
+    pairs = "  ".join(f"{theirs:.4f} / {ours:.4f}" for theirs, ours in (one.recall, one.ndcg))
+    print(
+        f"{name:>8} {one.questions:>9} {one.overlap:>10.4f} {one.same_first:>8.4f}  {pairs}  {one.milliseconds:.2f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "memsvc.settings")
+    django.setup()
+    main(sys.argv[1:])
