@@ -16,6 +16,9 @@ from django.conf import settings
 
 import memsvc.celery  # noqa: F401 - tests send tasks
 from memory.types import Scope
+from memsvc.embedded.home import Home
+from memsvc.embedded.services import Services
+from tests.live import Live
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -93,3 +96,30 @@ def mem0(monkeypatch: pytest.MonkeyPatch) -> object:
     origin = FailingMem0()
     monkeypatch.setattr(stack, "_build", lambda: origin)
     return origin
+
+
+# Short, so that what waits for them in a test is soon over.
+SMALL = {
+    "VERSION_LEASE_SECONDS": 2,
+    "MEM0_ADD_SETTLE_SECONDS": 2,
+    "SWEEP_SECONDS": 0.5,
+    "RETRY_MAX_SECONDS": 1,
+    "WARM_DEBOUNCE_SECONDS": 0.1,
+}
+
+
+@pytest.fixture(scope="session")
+def _live(home: Path) -> Iterator[Live]:
+    servers = Services(Home(home / "live" / "servers"), cache_mb=64, durable=False)
+    live = Live(home / "live", servers=servers, **SMALL)
+    yield live
+    live.remove()
+    for server in servers.every.values():
+        server.stop()
+
+
+@pytest.fixture
+def live(_live: Live) -> Live:
+    """The whole service, ready, with servers that the test may stop and start. Use ids of your own: data stay."""
+    _live.mend()
+    return _live

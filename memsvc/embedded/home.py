@@ -167,9 +167,14 @@ class Home:
             **dict.fromkeys(threads, "1"),
         }
 
-    def remove(self) -> None:
-        """Remove this home and its runtime folder. Only for private runs."""
+    def remove_runtime(self) -> None:
+        """Remove the runtime folder, once nothing runs."""
         shutil.rmtree(self.runtime, ignore_errors=True)
+        del self.runtime
+
+    def remove(self) -> None:
+        """Remove this home. Only for private runs."""
+        self.remove_runtime()
         shutil.rmtree(self.root, ignore_errors=True)
 
 

@@ -107,13 +107,8 @@ class Postgres:
         shutil.rmtree(self._home.root / "postgres.new", ignore_errors=True)
         new = self._home.data("postgres.new")
         options = ["-U", USER, "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-instructions"]
-        argv = [
-            str(programs / "initdb"),
-            "-D",
-            self._home.seen_by_server(new),
-            *options,
-            *([] if self._durable else ["-N"]),
-        ]
+        options += [] if self._durable else ["--no-sync"]
+        argv = [str(programs / "initdb"), "-D", self._home.seen_by_server(new), *options]
         initdb = self._run("initdb", argv, new, signal.SIGTERM)
         initdb.start()
         process.wait_until(lambda: initdb.exited() is not None, START_SECONDS)

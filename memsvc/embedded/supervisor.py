@@ -84,6 +84,7 @@ class Supervisor:
             for number in ENDINGS:
                 signal.signal(number, signal.SIG_IGN)
             self._home.stop_leftovers()
+            self._home.remove_runtime()
             say("stopped")
 
     # -- starting -----------------------------------------------------------------------------------------------------
@@ -139,18 +140,11 @@ class Supervisor:
             name = ["--queues", queue, "--hostname", f"{queue}-{settings.PORT}@%h"]
             return python(f"worker-{queue}", "celery", "-A", "memsvc.celery", "worker", *name, *pool, *quiet, nice=nice)
 
-        web = ["--interface", "wsgi", "--no-ws", "--host", settings.BIND_ADDRESS, "--port", str(settings.PORT)]
-        web += ["--workers", str(settings.WEB_PROCESSES), "--blocking-threads", str(settings.WEB_THREADS)]
-        web += ["--static-path-route", "/static", "--static-path-mount", str(settings.STATIC_ROOT)]
-        web += [
-            "--respawn-failed-workers",
-            "--respawn-interval",
-            "1",
-            "--workers-kill-timeout",
-            "8",
-            "--log-level",
-            "warning",
-        ]
+        listen = ["--host", settings.BIND_ADDRESS, "--port", str(settings.PORT)]
+        size = ["--workers", str(settings.WEB_PROCESSES), "--blocking-threads", str(settings.WEB_THREADS)]
+        static = ["--static-path-route", "/static", "--static-path-mount", str(settings.STATIC_ROOT)]
+        care = ["--respawn-failed-workers", "--respawn-interval", "1", "--workers-kill-timeout", "8"]
+        web = ["--interface", "wsgi", "--no-ws", "--log-level", "warning", *listen, *size, *static, *care]
         return [
             python("web", "granian", *web, "memsvc.wsgi:application"),
             worker("deliver", settings.DELIVER_THREADS),

@@ -65,9 +65,9 @@ def _remove_abandoned() -> None:
 
 def _remove(home: Home) -> None:
     """A run's home, and first the homes that its tests made inside it."""
-    for lock in home.root.glob("*/**/lock"):
-        inner = Home(lock.parent)
-        inner.acquire()
+    for run in list(home.root.glob("*/**/run")):
+        inner = Home(run.parent)
+        inner.acquire()  # from a supervisor that has outlived its test
         inner.stop_leftovers()
         inner.remove()
     home.stop_leftovers()

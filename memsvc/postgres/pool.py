@@ -11,6 +11,7 @@ import select
 import weakref
 from collections import deque
 from collections.abc import Callable
+from typing import TypeAlias
 
 import psycopg2
 from psycopg2.extensions import (
@@ -19,6 +20,8 @@ from psycopg2.extensions import (
     TRANSACTION_STATUS_INTRANS,
 )
 from psycopg2.extensions import connection as Connection
+
+Lease: TypeAlias = "weakref.finalize[[None], Connection]"
 
 
 class PoolExhausted(psycopg2.OperationalError):  # type: ignore[misc]  # psycopg2 publishes no types
@@ -33,9 +36,7 @@ class Pool:
         self._seconds = seconds
         self._open = True
         self._idle: deque[Connection] = deque()
-        self._leases: weakref.WeakKeyDictionary[Connection, weakref.finalize[[None], Connection]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._leases: weakref.WeakKeyDictionary[Connection, Lease] = weakref.WeakKeyDictionary()
         # One token a place. A queue and not a semaphore: a connection dropped by a thread that ended gives its place
         # back from a finalizer, which may run while this very thread is inside the wait, and SimpleQueue allows that.
         self._places: queue.SimpleQueue[None] = queue.SimpleQueue()

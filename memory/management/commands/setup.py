@@ -13,7 +13,6 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand
 from django.db import connection, transaction
 
-from cachewarm import schedule
 from memory.models import Project
 from memory.tenancy import keys
 
@@ -23,7 +22,8 @@ LOCK = 0x6D656D737663
 
 
 class Command(BaseCommand):
-    """Check the settings, migrate, collect static files, make the first project, its key, the admin and the schedule."""
+    """Check the settings, migrate, collect static files, make the first project, its key and the admin.
+    Each app makes its own defaults after migrate."""
 
     help = __doc__
     requires_system_checks = ()  # run below, with the database's own
@@ -38,7 +38,6 @@ class Command(BaseCommand):
             call_command("migrate", interactive=False, stdout=self.stdout)
             self._first_key()
             self._admin()
-            schedule.ensure()
         finally:
             with connection.cursor() as cursor:
                 cursor.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
