@@ -227,6 +227,7 @@ SPECTACULAR_SETTINGS = {
     "TITLE": "memsvc",
     "DESCRIPTION": "A memory service for AI assistants, in front of Mem0.",
     "VERSION": "1",
+    "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
     "PREPROCESSING_HOOKS": ["memory.api.urls.tidy"],
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],

@@ -23,7 +23,7 @@ IDEMPOTENCY_KEY = OpenApiParameter(
 )
 
 
-class KeySchemes(OpenApiAuthenticationExtension):
+class KeySchemes(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
     """The three ways to send a key."""
 
     target_class = "memory.tenancy.auth.KeyAuthentication"
@@ -32,6 +32,10 @@ class KeySchemes(OpenApiAuthenticationExtension):
     def get_security_definition(self, auto_schema: Any) -> list[dict[str, str]]:
         """In OpenAPI's words; `Authorization: Token KEY` is the same as Bearer."""
         return [{"type": "http", "scheme": "bearer"}, {"type": "apiKey", "in": "header", "name": "X-API-Key"}]
+
+    def get_security_requirement(self, auto_schema: Any) -> list[dict[str, list[str]]]:
+        """Any one of them."""
+        return [{name: []} for name in self.name]
 
 
 def operation(
@@ -45,7 +49,7 @@ def operation(
     problems: tuple[int, ...] = (),
     idempotent: bool = False,
 ) -> Callable[[View], View]:
-    """Describe one method of a view; 400 to 404 and 503 go without saying."""
+    """Describe one method of a view; 400, 401, 403, 404 and 503 go without saying."""
     parameters = [OpenApiParameter(id_, {"type": "string"}, OpenApiParameter.PATH) for id_ in path]
     for id_, kind in (query.fields if query else {}).items():
         parameters.append(OpenApiParameter(id_, kind.schema(), OpenApiParameter.QUERY))

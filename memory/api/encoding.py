@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import IO, Any, NoReturn
 
 import orjson
@@ -47,15 +47,10 @@ class JSONParser(BaseParser):
 class OnlyRenderer(DefaultContentNegotiation):
     """Answers in the view's one format, whatever the request accepts; views with several choose as usual."""
 
-    def select_renderer(
-        self,
-        request: Request,
-        renderers: Sequence[BaseRenderer],
-        format_suffix: str | None = None,
-    ) -> tuple[BaseRenderer, str]:
+    def select_renderer(self, request: Request, renderers: Any, format_suffix: str | None = None) -> Any:
         """The renderer and its media type."""
         if len(renderers) == 1:
-            return renderers[0], renderers[0].media_type or ""
+            return renderers[0], renderers[0].media_type
         return super().select_renderer(request, renderers, format_suffix)
 
 

@@ -195,7 +195,7 @@ class Day:
 
     def schema(self) -> Schema:
         """See Field."""
-        return {"type": "string", "format": "date", **({"nullable": True} if self.clears else {})}
+        return {"type": ["string", "null"] if self.clears else "string", "format": "date"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,11 +52,6 @@ def _request_id(request: HttpRequest) -> str:
 
 
 def _refusal(request: HttpRequest) -> HttpResponseBase | None:
-    """A problem for a path that is not UTF-8, which Django would read as another one, or for a body over the limit."""
-    try:
-        request.META.get("PATH_INFO", "").encode("latin-1").decode()
-    except UnicodeError:
-        return problems.answer(request, "bad_request", "The path is not UTF-8.")
     if _too_large(request):
         return problems.answer(request, "body_too_large", f"A body may have at most {settings.MAX_BODY_BYTES} bytes.")
     return None
@@ -71,7 +66,7 @@ def _too_large(request: HttpRequest) -> bool:
     # A chunked body has no length, and Django takes that for an empty one.
     body = request.META["wsgi.input"].read(settings.MAX_BODY_BYTES + 1)
     request.META["CONTENT_LENGTH"] = str(len(body))
-    request._stream = BytesIO(body)  # type: ignore[attr-defined]
+    request._stream = BytesIO(body)
     return len(body) > settings.MAX_BODY_BYTES
 
 

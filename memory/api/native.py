@@ -18,6 +18,7 @@ from memory.api import serializers as shown
 from memory.api.documented import operation, paged
 from memory.clock import Deadline
 from memory.errors import Overloaded
+from memory.models import Job
 from memory.tenancy import projects
 from memory.tenancy.auth import admit, may_see
 from memory.tenancy.keys import Caller
@@ -69,7 +70,7 @@ class Writing(Door):
             response["Idempotent-Replayed"] = "true"
         return response
 
-    def _answer(self, request: Request, job: Any, wait: str, deadline: Deadline) -> Response:
+    def _answer(self, request: Request, job: Job, wait: str, deadline: Deadline) -> Response:
         if wait == "none":
             return answers.accepted(request, job, "pending")
         until = waits.until_warm if wait == "warm" else waits.until_stored
@@ -112,7 +113,7 @@ class Extract(Writing):
         """Accept a conversation."""
         key = idempotency(request)
         sent = bodies.body(request, bodies.EXTRACT)
-        payload = {name: sent[name] for name in ("messages", "metadata", "session_id") if name in sent}
+        payload: dict[str, Any] = {name: sent[name] for name in ("messages", "metadata", "session_id") if name in sent}
         return self.accept(request, Write("extract", self.ids(sent), payload, None, *key), sent)
 
 
@@ -140,9 +141,8 @@ class Search(Door):
             filters=sent.get("filters", ""),
         )
         wish = read.Wish(sent["consistency"], sent.get("max_age_ms", 0), sent.get("min_version", 0))
-        pending = write.pending(query.scope)
         found = read.search(query, self.policy, Deadline(began + sent["timeout_ms"] / 1000), wish)
-        return answers.search(found, began, pending)
+        return answers.search(found, began)
 
 
 class OneMemory(Writing):
@@ -167,7 +167,7 @@ class OneMemory(Writing):
         """Change it."""
         key = idempotency(request)
         sent = bodies.update(request)
-        changes = {name: sent[name] for name in ("text", "metadata", "expiration_date") if name in sent}
+        changes: dict[str, Any] = {name: sent[name] for name in ("text", "metadata", "expiration_date") if name in sent}
         return self.change(request, "update", memory_id, changes, key, sent)
 
     @operation(
@@ -195,7 +195,7 @@ class OneMemory(Writing):
         sent: dict[str, Any],
     ) -> Response:
         """Accept a write by id, filed under the ids of its memory; a replay needs no memory any more."""
-        if not _UUID.fullmatch(memory_id):
+        if not is_uuid(memory_id):
             _no_memory()
         earlier = write.replay(*key, self.policy)
         owner = write.scope(earlier.job) if earlier else write.owner(memory_id.lower(), self.policy)
@@ -206,7 +206,7 @@ class OneMemory(Writing):
     def find(self, memory_id: str) -> Memory:
         """The memory, if there is one and the caller may know."""
         deadline = Deadline.after(READ_TIMEOUT_SECONDS)
-        found = read.get(memory_id.lower(), self.policy, deadline) if _UUID.fullmatch(memory_id) else None
+        found = read.get(memory_id.lower(), self.policy, deadline) if is_uuid(memory_id) else None
         if found is None or not may_see(self.caller, found.user_id):
             _no_memory()
         return found
@@ -231,6 +231,11 @@ class History(OneMemory):
         found = self.find(memory_id)
         events = read.history(found.id, self.policy, Deadline.after(READ_TIMEOUT_SECONDS))
         return Response(pages.page(request, asked, len(events), pages.of(events), dict))
+
+
+def is_uuid(value: str) -> bool:
+    """Whether an id in a path can be one at all: Mem0's and ours are UUIDs."""
+    return _UUID.fullmatch(value) is not None
 
 
 def idempotency(request: Request) -> tuple[str | None, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from rest_framework.request import Request
@@ -15,7 +15,7 @@ def page(
     request: Request,
     asked: dict[str, Any],
     count: int,
-    rows: Callable[[int, int], Sequence[T]],
+    rows: Callable[[int, int], Iterable[T]],
     show: Callable[[T], Any],
 ) -> dict[str, Any]:
     """The page asked for; `rows` takes its first and its last place. A page beyond the end is empty."""

@@ -35,7 +35,7 @@ class Problem(s.Serializer[object]):
     instance = _text()
     code = _text()
     request_id = _maybe_text()
-    errors = FieldError(many=True, required=False)
+    errors = FieldError(many=True, required=False)  # type: ignore[assignment]  # DRF takes fields off the class
 
 
 class StoredFact(s.Serializer[object]):
@@ -112,7 +112,7 @@ class MemoryShown(s.Serializer[object]):
 
     id = _text()
     memory = _text(allow_blank=True)
-    source = s.ChoiceField(choices=("ltm", "stm", "both"))
+    source = s.ChoiceField(choices=("ltm", "stm", "both"))  # type: ignore[assignment]
     pending = s.BooleanField()
     metadata = s.DictField()
     user_id = _maybe_text()
@@ -139,7 +139,7 @@ class SearchMeta(s.Serializer[object]):
     age_ms = s.IntegerField()
     stale = s.BooleanField()
     degraded = s.BooleanField()
-    partial = s.BooleanField(required=False)
+    partial = s.BooleanField(required=False)  # type: ignore[assignment]
     reason = _maybe_text()
     pending_jobs = s.IntegerField(allow_null=True)
     upstream_calls = s.IntegerField()

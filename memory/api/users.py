@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 from rest_framework.exceptions import NotFound
@@ -13,7 +12,7 @@ from memory import read, stack, versions, write
 from memory.api import answers, bodies, pages
 from memory.api import serializers as shown
 from memory.api.documented import operation, paged
-from memory.api.native import READ_TIMEOUT_SECONDS, Door
+from memory.api.native import READ_TIMEOUT_SECONDS, Door, is_uuid
 from memory.clock import Deadline
 from memory.invalidate import invalidate
 from memory.models import Job
@@ -98,14 +97,7 @@ class JobStatus(Door):
         where: dict[str, Any] = {"project_id": self.caller.project}
         if self.caller.user_id is not None:
             where["user_id"] = self.caller.user_id
-        job = Job.objects.filter(job_id=_uuid(job_id), **where).first()
+        job = Job.objects.filter(job_id=job_id, **where).first() if is_uuid(job_id) else None
         if job is None:
             raise NotFound("There is no job with this id.")
         return Response(write.report(job))
-
-
-def _uuid(value: str) -> uuid.UUID | None:
-    try:
-        return uuid.UUID(value)
-    except ValueError:
-        return None
