@@ -1,0 +1,122 @@
+"""Which questions users really ask: noted where an answer had to be computed, saved off the request's path."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import orjson
+from django.conf import settings
+from django.db import Error as DatabaseError
+from django.db import connection
+from psycopg2.extras import execute_values
+
+from cachewarm.models import LearnedQuery
+from memory import db
+from memory.types import Query, Scope
+
+log = logging.getLogger(__name__)
+
+MOST_NOTED = 2000
+"""Questions kept in the process until they are saved; more in one second are a sample anyway."""
+SAVE_SECONDS = 1.0
+HALF_LIFE_SECONDS = 7 * 24 * 3600
+
+# Weights are log2 of a sum of 2^(age in half-lives): what was added never has to decay, newer uses just weigh more.
+_SAVE = """
+INSERT INTO cachewarm_learnedquery AS q (project_id, user_id, fingerprint, query, weight) VALUES %s
+ON CONFLICT (project_id, user_id, fingerprint) DO UPDATE SET weight = greatest(q.weight, excluded.weight)
+    + ln(1 + exp(-least(abs(q.weight - excluded.weight), 60) * ln(2.0::float8))) / ln(2.0::float8)
+"""
+_WORTH = f"(%s, %s, %s, %s::jsonb, extract(epoch FROM clock_timestamp()) / {HALF_LIFE_SECONDS} + ln(%s) / ln(2.0))"
+_TRIM = """
+DELETE FROM cachewarm_learnedquery WHERE id IN (
+    SELECT id FROM (
+        SELECT q.id, row_number() OVER (PARTITION BY q.project_id, q.user_id ORDER BY q.weight DESC) AS place
+        FROM cachewarm_learnedquery q JOIN unnest(%s::bigint[], %s::text[]) AS u (project_id, user_id)
+            ON u.project_id = q.project_id AND u.user_id = q.user_id) ranked
+    WHERE place > %s)
+"""
+
+_noted: Counter[Query] = Counter()
+_lock = threading.Lock()
+_saving = False
+
+
+def note(query: Query) -> None:
+    """Remember a question; saved within a second or so by a thread of its own."""
+    global _saving
+    if query.scope.user_id is None or not settings.WARM_SET_QUERIES:
+        return
+    with _lock:
+        if query in _noted or len(_noted) < MOST_NOTED:
+            _noted[query] += 1
+        if _saving:
+            return
+        _saving = True
+    threading.Thread(target=_save_soon, name="learned", daemon=True).start()
+
+
+def save() -> None:
+    """Write what was noted to PostgreSQL; each user keeps twice the warm set's size."""
+    with _lock:
+        noted = dict(_noted)
+        _noted.clear()
+    if not noted:
+        return
+    rows = [
+        (query.scope.project, query.scope.user_id, query.fingerprint, orjson.dumps(_kept(query)).decode(), times)
+        for query, times in noted.items()
+    ]
+    users = list({(row[0], row[1]) for row in rows})
+    with connection.cursor() as cursor:
+        execute_values(cursor.cursor, _SAVE, sorted(rows), template=_WORTH)
+        cursor.execute(
+            _TRIM,
+            ([project for project, _ in users], [user for _, user in users], 2 * settings.WARM_SET_QUERIES),
+        )
+
+
+def of(scope: Scope) -> list[Query]:
+    """The user's questions most worth keeping warm, best first, at most WARM_SET_QUERIES."""
+    rows = LearnedQuery.objects.filter(project_id=scope.project, user_id=scope.user_id).order_by("-weight")
+    return [_query(scope, row) for row in rows.values_list("query", flat=True)[: settings.WARM_SET_QUERIES]]
+
+
+def _kept(query: Query) -> dict[str, Any]:
+    return {
+        "text": query.text,
+        "top_k": query.top_k,
+        "threshold": query.threshold,
+        "filters": query.filters,
+        "show_expired": query.show_expired,
+        "agent_id": query.scope.agent_id,
+        "run_id": query.scope.run_id,
+    }
+
+
+def _query(scope: Scope, kept: dict[str, Any]) -> Query:
+    return Query(
+        Scope(scope.project, scope.user_id, kept["agent_id"], kept["run_id"]),
+        kept["text"],
+        top_k=kept["top_k"],
+        threshold=kept["threshold"],
+        filters=kept["filters"],
+        show_expired=kept["show_expired"],
+    )
+
+
+def _save_soon() -> None:
+    global _saving
+    time.sleep(SAVE_SECONDS)
+    with _lock:
+        _saving = False
+    try:
+        save()
+    except DatabaseError as error:  # what was asked meanwhile is forgotten, and learned again
+        log.warning("learned questions not saved", extra={"reason": type(error).__name__})
+    finally:
+        db.release()

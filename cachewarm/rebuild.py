@@ -1,0 +1,328 @@
+"""Every user's caches, again: in batches, active users first, one rebuild at a time, resumable and stoppable.
+
+It exists to repair (PROTOCOL C5). Where a rebuild stands is in PostgreSQL; whoever holds its lease goes on with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any
+
+from django.conf import settings
+from django.db import IntegrityError, connection, transaction
+from django.db.models import F, Q
+from django.db.models.functions import Now
+
+from cachewarm import chains, runs, steps, topics, warmset
+from cachewarm.models import RebuildRun
+from cachewarm.steps import Limits
+from memory import clock, identity, outbox, stack, versions
+from memory.clock import Deadline
+from memory.errors import OriginError
+from memory.layers.l3_summaries import model
+from memory.models import MemoryUser, Project
+from memory.tenancy.projects import policy as policy_of
+from memory.types import Scope
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 300
+"""Longer than the warm of any one user: it is renewed before each."""
+HANDED_SECONDS = 30
+"""How long the message for the next batch may take before it counts as lost."""
+ENTITIES_TIMEOUT_SECONDS = 60.0
+
+_CLAIM = """
+UPDATE cachewarm_rebuildrun SET fence = fence + 1, holder = %(holder)s,
+    lease_until = clock_timestamp() + %(lease)s * interval '1 second'
+WHERE id = %(id)s AND state = 'running' AND (holder = '' OR lease_until < clock_timestamp())
+RETURNING fence
+"""
+_RENEW = """
+UPDATE cachewarm_rebuildrun SET lease_until = clock_timestamp() + %(lease)s * interval '1 second'
+WHERE id = %(id)s AND fence = %(fence)s AND state = 'running' RETURNING stop_requested
+"""
+
+
+class LeaseLost(Exception):
+    """Another process has taken the rebuild over, or it has ended."""
+
+
+class Pace:
+    """Lets calls pass at a set rate. One rebuild runs at a time, in one process: the rate is the service's."""
+
+    def __init__(self, per_second: float, *, wait: Callable[[float], None] = time.sleep) -> None:
+        self._every = 1.0 / per_second
+        self._wait = wait
+        self._next = clock.now()
+
+    def __call__(self) -> None:
+        """Wait for the next free moment."""
+        now = clock.now()
+        if self._next > now:
+            self._wait(self._next - now)
+        self._next = max(self._next, now) + self._every
+
+
+@dataclass
+class Work:
+    """One process's hold on a rebuild, and what it needs to know for every user of it."""
+
+    run: RebuildRun
+    fence: int
+    limits: Limits = field(
+        default_factory=lambda: Limits(settings.WARM_UPSTREAM_BUDGET, Pace(settings.REBUILD_CALLS_PER_SECOND))
+    )
+    digests: dict[int, str] = field(default_factory=dict)
+
+    @cached_property
+    def made_by(self) -> str:
+        """What makes the vectors now."""
+        return model()
+
+    def topics_digest(self, project_id: int) -> str:
+        """Of the project's topics as they were when this batch began."""
+        if project_id not in self.digests:
+            self.digests[project_id] = topics.digest(topics.of(project_id))
+        return self.digests[project_id]
+
+
+def by_beat() -> str:
+    """Begin a rebuild, or go on with the one that stands; nothing without PROACTIVE_CACHE_ENABLED."""
+    if not settings.PROACTIVE_CACHE_ENABLED:
+        return "off"
+    run, made = begin("beat")
+    _send(run.pk)
+    return "begun" if made else "running"
+
+
+def begin(reason: str, *, full: bool = False) -> tuple[RebuildRun, bool]:
+    """A new rebuild, or the one that has not ended."""
+    standing = RebuildRun.objects.filter(state="running")
+    if (run := standing.first()) is not None:
+        return run, False
+    full = full or _full_is_due()
+    totals = None if full else _totals()
+    try:
+        with transaction.atomic():
+            run = RebuildRun.objects.create(reason=reason, full=full, totals=totals, total=MemoryUser.objects.count())
+            return RebuildRun.objects.get(pk=run.pk), True
+    except IntegrityError:  # one_rebuild_at_a_time: another process was first
+        return standing.get(), False
+
+
+def batch(rebuild_id: int) -> str:
+    """Work on one batch, then hand the rebuild on."""
+    work = claim(rebuild_id)
+    if work is None:
+        return "busy"
+    try:
+        for _ in _users(work):
+            pass
+    except LeaseLost:
+        return "lost"
+    if _finish_if_over(work):
+        return work.run.state
+    _hand_on(work)
+    _send(rebuild_id)
+    return f"done {work.run.done}"
+
+
+def run_here(work: Work) -> Iterator[RebuildRun]:
+    """Work on all batches in this process; yields the progress after each user. LeaseLost."""
+    try:
+        while not _finish_if_over(work):
+            yield from _users(work)
+    finally:
+        _hand_on(work)
+    yield work.run
+
+
+def claim(rebuild_id: int) -> Work | None:
+    """The hold on a rebuild, None while another process has it."""
+    values = {"id": rebuild_id, "holder": identity.process(), "lease": LEASE_SECONDS}
+    with connection.cursor() as cursor:
+        cursor.execute(_CLAIM, values)
+        row = cursor.fetchone()
+    return Work(RebuildRun.objects.get(pk=rebuild_id), row[0]) if row else None
+
+
+def request_stop(rebuild_id: int) -> bool:
+    """Ask a rebuild to stop after the user it is at; False when it has ended."""
+    return bool(RebuildRun.objects.filter(pk=rebuild_id, state="running").update(stop_requested=True))
+
+
+def free_the_dead() -> list[int]:
+    """Rebuilds that nobody works on: their process is gone, or a message got lost."""
+    held = RebuildRun.objects.filter(state="running")
+    for run in held.exclude(holder=""):
+        if identity.gone(run.holder):
+            held.filter(pk=run.pk, fence=run.fence).update(holder="", lease_until=Now())
+    return list(held.filter(Q(lease_until=None) | Q(lease_until__lte=Now())).values_list("pk", flat=True))
+
+
+def resume_abandoned() -> None:
+    """The sweeper's: go on with what a killed worker left."""
+    if settings.PROACTIVE_CACHE_ENABLED:
+        for rebuild_id in free_the_dead():
+            RebuildRun.objects.filter(pk=rebuild_id).update(lease_until=Now() + timedelta(seconds=HANDED_SECONDS))
+            _send(rebuild_id)
+
+
+# -- one batch --------------------------------------------------------------------------------------------------------
+
+
+def _users(work: Work) -> Iterator[RebuildRun]:
+    users = _page(work.run)
+    for user in users:
+        if _renew(work):
+            return
+        _count(work.run, _rebuild(user, work))
+        yield work.run
+    if users:
+        last = users[-1]
+        work.run.cursor = [last.active_at.isoformat(), last.pk]
+        RebuildRun.objects.filter(pk=work.run.pk, fence=work.fence).update(cursor=work.run.cursor)
+
+
+def _page(run: RebuildRun) -> list[MemoryUser]:
+    """The next users it has not reached. First those by their last activity before it began; then those whose activity
+    moved them meanwhile; whoever is new since is being warmed anyway."""
+    known = MemoryUser.objects.filter(first_seen_at__lte=run.started_at).exclude(rebuilt=run.pk)
+    before = known.filter(active_at__lte=run.started_at)
+    if run.cursor is not None:
+        active_at, pk = datetime.fromisoformat(run.cursor[0]), run.cursor[1]
+        before = before.filter(Q(active_at__lt=active_at) | Q(active_at=active_at, pk__lt=pk))
+    size = settings.REBUILD_BATCH_USERS
+    return list(before.order_by("-active_at", "-pk")[:size]) or list(known.order_by("-active_at", "-pk")[:size])
+
+
+def _rebuild(user: MemoryUser, work: Work) -> str:
+    """One user: unchanged, completed, superseded or failed."""
+    if _asleep(user) or (not _must_list(user, work.run) and _is_warm(user, work)):
+        MemoryUser.objects.filter(pk=user.pk).update(rebuilt=work.run.pk)
+        return "unchanged"
+    warm = runs.claim_for(work.run.pk, user.project_id, user.user_id)
+    if warm is None:  # ended by the process before, which was killed before it counted
+        MemoryUser.objects.filter(pk=user.pk).update(rebuilt=work.run.pk)
+        return "completed"
+    was_warm = _is_warm(user, work)
+
+    def first() -> str:
+        outcome = steps.summaries(warm, work.limits)
+        return "unchanged" if outcome == "L3" and was_warm and warm.version == user.warmed_version else outcome
+
+    return chains.run_here(warm, work.limits, first)
+
+
+def _asleep(user: MemoryUser) -> bool:
+    """Nobody has asked about this user for so long that L3 keeps no vectors of theirs."""
+    return user.active_at < clock.wall() - timedelta(days=settings.L3_ACTIVE_DAYS)
+
+
+def _must_list(user: MemoryUser, run: RebuildRun) -> bool:
+    """Whether only a listing can tell that Mem0 is unchanged (PROTOCOL C5)."""
+    if run.full:
+        return True
+    if run.totals is None:
+        return False
+    known = stack.L3.snapshot(user.project_id, user.user_id)
+    counted = known.counts.get("memories", 0) + known.counts.get("expired", 0) if known else -1
+    return bool(run.totals.get(str(user.project_id), {}).get(user.user_id, 0) != counted)
+
+
+def _is_warm(user: MemoryUser, work: Work) -> bool:
+    """Whether every layer has what a warm would give it, for longer than until the next rebuild."""
+    scope = Scope(user.project_id, user.user_id)
+    version = versions.stored(scope.pin)
+    if user.warmed_at is None or user.warm_failure or version.number != user.warmed_version:
+        return False
+    stands = stack.L3.header(scope)
+    if stands != (version.number, work.made_by, work.topics_digest(user.project_id)):
+        return False
+    return all(steps.warm_now(warmset.of(scope), version, policy_of(user.project_id)))
+
+
+def _count(run: RebuildRun, outcome: str) -> None:
+    run.done += 1
+    run.unchanged += outcome == "unchanged"
+    run.failed += outcome == "failed"
+    RebuildRun.objects.filter(pk=run.pk).update(
+        done=F("done") + 1,
+        unchanged=F("unchanged") + int(outcome == "unchanged"),
+        failed=F("failed") + int(outcome == "failed"),
+    )
+
+
+# -- its lease and its end --------------------------------------------------------------------------------------------
+
+
+def _renew(work: Work) -> bool:
+    """Hold on to the rebuild; True when it was asked to stop. LeaseLost."""
+    with connection.cursor() as cursor:
+        cursor.execute(_RENEW, {"id": work.run.pk, "fence": work.fence, "lease": LEASE_SECONDS})
+        row = cursor.fetchone()
+    if row is None:
+        raise LeaseLost
+    work.run.stop_requested = row[0]
+    return work.run.stop_requested
+
+
+def _hand_on(work: Work) -> None:
+    RebuildRun.objects.filter(pk=work.run.pk, fence=work.fence, state="running").update(
+        holder="",
+        lease_until=Now() + timedelta(seconds=HANDED_SECONDS),
+    )
+
+
+def _finish_if_over(work: Work) -> bool:
+    stopped = _renew(work)
+    if not stopped and _page(work.run):
+        return False
+    work.run.state = "stopped" if stopped else "completed"
+    stack.L3.forget_inactive()
+    runs.purge()
+    work.run.warms.filter(state="running").update(state="failed", error="rebuild_stopped", ended_at=Now())
+    RebuildRun.objects.filter(pk=work.run.pk, fence=work.fence).update(
+        state=work.run.state,
+        ended_at=Now(),
+        holder="",
+        lease_until=None,
+        totals=None,
+    )
+    fields = {"outcome": work.run.state, "done": work.run.done, "failed": work.run.failed}
+    log.info("rebuild ended", extra={**fields, "unchanged": work.run.unchanged})
+    return True
+
+
+def _send(rebuild_id: int) -> None:
+    from cachewarm import tasks  # tasks stand above this module
+
+    outbox.send(tasks.rebuild_batch.si(rebuild_id))
+
+
+def _full_is_due() -> bool:
+    """Listing costs little in process; over REST every user is listed at least every REBUILD_FULL_EVERY runs."""
+    if stack.origin().in_process:
+        return True
+    lately = RebuildRun.objects.values_list("full", flat=True)[: settings.REBUILD_FULL_EVERY - 1]
+    return not any(lately)
+
+
+def _totals() -> Mapping[str, Mapping[str, Any]] | None:
+    """How many memories Mem0 counts for each user; None where its scan was cut or failed (PROTOCOL C5)."""
+    found: dict[str, dict[str, int]] = {}
+    for project in Project.objects.values_list("pk", flat=True):
+        try:
+            rows, complete = stack.backend(policy_of(project)).entities(Deadline.after(ENTITIES_TIMEOUT_SECONDS))
+        except OriginError:
+            return None
+        if not complete:
+            return None
+        found[str(project)] = {row["id"]: row["total_memories"] for row in rows if row["type"] == "user"}
+    return found

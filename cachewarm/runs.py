@@ -1,0 +1,269 @@
+"""The life of a warm's record: due, claimed under a lease, ended. PostgreSQL's clock decides (PROTOCOL C4)."""
+
+from __future__ import annotations
+
+import logging
+import random
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db import IntegrityError, connection, transaction
+from django.db.models import F
+from django.db.models.functions import Greatest, Now
+
+from cachewarm.models import WarmRun
+from memory import identity, metrics
+from memory.models import Job, MemoryUser
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 300
+"""Longer than any step: a thousand new texts take a loaded core two minutes to embed."""
+RESEND_SECONDS = 10
+"""A due run handed to the broker is handed over again after this long; one message too many does no harm."""
+MOST_SENT = 1000
+KEEP_DAYS = 7
+PURGE_ROWS = 5000
+
+# While it is due, writes join it: each puts it off a little, the first one's wait bounds them all. A run that waits for
+# its next attempt comes forward; a request by hand makes it due at once.
+_REQUEST = """
+INSERT INTO cachewarm_warmrun AS r
+    (run_id, project_id, user_id, reason, state, wanted_version, due_at, attempts, step, error)
+VALUES (%(run)s, %(project)s, %(user)s, %(reason)s, 'due', %(version)s,
+    clock_timestamp() + %(delay)s * interval '1 second', 0, '', '')
+ON CONFLICT (project_id, user_id) WHERE state = 'due' DO UPDATE SET
+    wanted_version = greatest(r.wanted_version, excluded.wanted_version),
+    reason = CASE WHEN excluded.reason = 'write' THEN r.reason ELSE excluded.reason END,
+    due_at = CASE WHEN excluded.reason = 'write'
+        THEN least(excluded.due_at, greatest(r.created_at + %(wait)s * interval '1 second', r.due_at))
+        ELSE least(excluded.due_at, r.due_at) END
+RETURNING run_id, (xmax = 0), extract(epoch FROM due_at - clock_timestamp())
+"""
+# One warm of a user at a time: whoever ends starts the next. (Rebuilds do not take part: doing it twice is harmless.)
+_CLAIM = """
+UPDATE cachewarm_warmrun r SET state = 'running', attempts = attempts + 1, step = '', error = '', holder = %(holder)s,
+    started_at = clock_timestamp(), lease_until = clock_timestamp() + %(lease)s * interval '1 second'
+WHERE run_id = %(run)s AND state = 'due' AND due_at <= clock_timestamp() AND NOT EXISTS (
+    SELECT 1 FROM cachewarm_warmrun o WHERE o.project_id = r.project_id AND o.user_id = r.user_id
+        AND o.state = 'running' AND o.rebuild_id IS NULL AND o.lease_until > clock_timestamp())
+RETURNING id
+"""
+_LEFT = """
+SELECT extract(epoch FROM due_at - clock_timestamp()) FROM cachewarm_warmrun WHERE run_id = %s AND state = 'due'
+"""
+_CLOSE = """
+UPDATE cachewarm_warmrun SET state = %s, error = %s, version = %s, step = %s, ended_at = clock_timestamp(),
+    lease_until = NULL, milliseconds = extract(epoch FROM clock_timestamp() - started_at) * 1000
+WHERE id = %s AND state = 'running' RETURNING milliseconds
+"""
+_DUE = """
+UPDATE cachewarm_warmrun SET sent_at = clock_timestamp() WHERE id IN (
+    SELECT id FROM cachewarm_warmrun WHERE state = 'due' AND due_at <= clock_timestamp()
+        AND (sent_at IS NULL OR sent_at < clock_timestamp() - %(resend)s * interval '1 second')
+        AND (%(writes)s OR reason <> 'write')
+    ORDER BY due_at LIMIT %(most)s FOR UPDATE SKIP LOCKED)
+RETURNING run_id
+"""
+_FOR_REBUILD = """
+INSERT INTO cachewarm_warmrun AS r (run_id, project_id, user_id, reason, state, rebuild_id, wanted_version, attempts,
+    step, error, holder, started_at, lease_until)
+VALUES (%(run)s, %(project)s, %(user)s, 'rebuild', 'running', %(rebuild)s, 0, 1, '', '', %(holder)s, clock_timestamp(),
+    clock_timestamp() + %(lease)s * interval '1 second')
+ON CONFLICT (rebuild_id, project_id, user_id) DO UPDATE SET state = 'running', attempts = r.attempts + 1, step = '',
+    error = '', holder = excluded.holder, started_at = excluded.started_at, lease_until = excluded.lease_until
+WHERE r.state NOT IN ('completed', 'unchanged')
+RETURNING id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A run that will start in so many seconds; `made` is False when it stood already."""
+
+    run_id: uuid.UUID
+    made: bool
+    seconds: float
+
+
+def request(project_id: int, user_id: str, reason: str, version: int = 0, *, delay: float = 0) -> Due:
+    """Make a warm due, or join the one that is."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _REQUEST,
+            {
+                "run": uuid.uuid4(),
+                "project": project_id,
+                "user": user_id,
+                "reason": reason,
+                "version": version,
+                "delay": delay,
+                "wait": settings.WARM_MAX_WAIT_SECONDS,
+            },
+        )
+        run_id, made, seconds = cursor.fetchone()
+    return Due(run_id, made, max(0.0, float(seconds)))
+
+
+def claim(run_id: uuid.UUID) -> WarmRun | None:
+    """The run, now this process's to work on; None when it is not due, was claimed, or its user is being warmed."""
+    with connection.cursor() as cursor:
+        cursor.execute(_CLAIM, {"run": run_id, "holder": identity.process(), "lease": LEASE_SECONDS})
+        row = cursor.fetchone()
+    return WarmRun.objects.get(pk=row[0]) if row else None
+
+
+def claim_for(rebuild: int, project_id: int, user_id: str) -> WarmRun | None:
+    """The one run of a user in a rebuild, made or taken over; None when it has ended well already."""
+    values = {"run": uuid.uuid4(), "project": project_id, "user": user_id, "rebuild": rebuild}
+    with connection.cursor() as cursor:
+        cursor.execute(_FOR_REBUILD, {**values, "holder": identity.process(), "lease": LEASE_SECONDS})
+        row = cursor.fetchone()
+    return WarmRun.objects.get(pk=row[0]) if row else None
+
+
+def seconds_left(run_id: uuid.UUID) -> float | None:
+    """Until a run is due; None when it is not waiting to be."""
+    with connection.cursor() as cursor:
+        cursor.execute(_LEFT, [run_id])
+        row = cursor.fetchone()
+    return float(row[0]) if row else None
+
+
+def already_warm(run: WarmRun) -> bool:
+    """Whether a warm that ended since has reached what a write wanted."""
+    user = MemoryUser.objects.filter(project_id=run.project_id, user_id=run.user_id)
+    return run.reason == "write" and user.filter(warmed_version__gte=run.wanted_version).exists()
+
+
+def step_ended(run: WarmRun, step: str) -> None:
+    """Note a step, and hold on to the run for the next."""
+    run.step = step
+    WarmRun.objects.filter(pk=run.pk, state="running").update(
+        step=step,
+        version=run.version,
+        lease_until=Now() + timedelta(seconds=LEASE_SECONDS),
+    )
+
+
+def running(run_id: uuid.UUID) -> WarmRun | None:
+    """The run, if it is being worked on."""
+    return WarmRun.objects.filter(run_id=run_id, state="running").first()
+
+
+def end(run: WarmRun, outcome: str, error: str = "") -> bool:
+    """End a run, and with it whatever waits for its user's warmth; False when another process has ended it."""
+    with transaction.atomic():
+        if not _close(run, outcome, error):
+            return False
+        if run.rebuild_id is not None:
+            MemoryUser.objects.filter(project_id=run.project_id, user_id=run.user_id).update(rebuilt=run.rebuild_id)
+        _tell_user(run, outcome, error)
+    metrics.count("warms", project=run.project_id, reason=run.reason, outcome=outcome)
+    _log_end(run, outcome, error)
+    return True
+
+
+def fail(run: WarmRun, error: str) -> Due | None:
+    """Note a failed attempt. The next one if there is to be one, else the run has ended `failed`."""
+    last = run.rebuild_id is not None or run.attempts >= settings.WARM_ATTEMPTS
+    if last or not (wait := _postpone(run, error)):
+        end(run, "failed", error)
+        return None
+    _tell_user(run, "failed", error)
+    _log_end(run, "retry", error)
+    return Due(run.run_id, False, wait)
+
+
+def due() -> list[uuid.UUID]:
+    """Runs that are due and were not handed over lately; without PROACTIVE_CACHE_ENABLED only those asked for."""
+    values = {"resend": RESEND_SECONDS, "most": MOST_SENT, "writes": settings.PROACTIVE_CACHE_ENABLED}
+    with connection.cursor() as cursor:
+        cursor.execute(_DUE, values)
+        return [row[0] for row in cursor.fetchall()]
+
+
+def next_of(run: WarmRun, *, at_once: bool) -> Due | None:
+    """The run of the same user that waits for this one to end; `at_once` forgets its debounce."""
+    waiting = WarmRun.objects.filter(project_id=run.project_id, user_id=run.user_id, state="due")
+    if at_once:
+        waiting.filter(attempts=0).update(due_at=Now())
+    row = waiting.values_list("run_id", flat=True).first()
+    if row is None:
+        return None
+    return Due(row, False, max(0.0, seconds_left(row) or 0.0))
+
+
+def abandoned() -> list[WarmRun]:
+    """Runs whose process is gone, or whose lease has run out. A rebuild's are its own to take over."""
+    held = WarmRun.objects.filter(state="running", rebuild=None)
+    dead = [holder for holder in held.values_list("holder", flat=True).distinct() if identity.gone(holder)]
+    return list(held.filter(holder__in=dead) | held.filter(lease_until__lt=Now()))
+
+
+def purge() -> None:
+    """Forget runs that ended long ago, in bounded batches."""
+    old = WarmRun.objects.filter(ended_at__lt=Now() - timedelta(days=KEEP_DAYS))
+    while ids := list(old.values_list("pk", flat=True)[:PURGE_ROWS]):
+        WarmRun.objects.filter(pk__in=ids).delete()
+
+
+def _close(run: WarmRun, outcome: str, error: str) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute(_CLOSE, [outcome, error, run.version, run.step, run.pk])
+        row = cursor.fetchone()
+    run.milliseconds = row[0] if row else None
+    return row is not None
+
+
+def _postpone(run: WarmRun, error: str) -> float:
+    """Make the run due again later; 0 when a newer one is due for this user, which then does the work."""
+    ceiling = min(settings.RETRY_MAX_SECONDS, settings.RETRY_SECONDS * 2.0**run.attempts)
+    wait = random.uniform(ceiling / 2, ceiling)  # noqa: S311  (spread, not secrecy)
+    try:
+        with transaction.atomic():
+            WarmRun.objects.filter(pk=run.pk, state="running").update(
+                state="due",
+                error=error,
+                due_at=Now() + timedelta(seconds=wait),
+                sent_at=None,
+                lease_until=None,
+            )
+    except IntegrityError:  # one_due_warm
+        return 0
+    return wait
+
+
+def _tell_user(run: WarmRun, outcome: str, error: str) -> None:
+    """What is known of the user's warmth; those who wait for it watch this row (PROTOCOL C4)."""
+    user = MemoryUser.objects.filter(project_id=run.project_id, user_id=run.user_id)
+    reached = run.version if run.version is not None else run.wanted_version
+    if outcome == "completed" or (outcome == "unchanged" and run.version is not None):
+        user.update(
+            warmed_version=Greatest(F("warmed_version"), reached),
+            warmed_at=Now(),
+            warm_failed_version=0,
+            warm_failure="",
+        )
+        jobs = Job.objects.filter(project_id=run.project_id, user_id=run.user_id, warmed_at=None)
+        jobs.filter(version__lte=reached).update(warmed_at=Now())
+    elif outcome == "superseded" and run.step:
+        user.update(warm_superseded_version=Greatest(F("warm_superseded_version"), reached))
+    elif outcome == "failed":
+        failed = max(reached, run.wanted_version)
+        user.update(warm_failed_version=Greatest(F("warm_failed_version"), failed), warm_failure=error)
+
+
+def _log_end(run: WarmRun, outcome: str, error: str) -> None:
+    fields: dict[str, Any] = {
+        "user_id": run.user_id,
+        "version": run.version,
+        "step": run.step,
+        "outcome": outcome,
+        "reason": error or run.reason,
+        "ms": run.milliseconds,
+    }
+    log.log(logging.WARNING if error else logging.INFO, "warm ended", extra=fields)
