@@ -1,0 +1,299 @@
+"""The operator's pages of projects, keys and jobs."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+from django import forms
+from django.contrib import admin
+from django.db.models import BooleanField, ExpressionWrapper, Q, QuerySet
+from django.db.models.functions import Now
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from memory import status, write
+from memory.admin_base import Act, ModelAdmin, Shown
+from memory.api.fields import Ident, Wrong
+from memory.models import ApiKey, Attempt, Job, Project
+from memory.tenancy import keys, projects
+
+admin.site.site_header = admin.site.site_title = "memsvc"
+admin.site.index_title = "Operation"
+
+PAYLOAD_PERMISSION = "memory.view_payload"
+
+
+@admin.register(Project)
+class ProjectAdmin(ModelAdmin):
+    """Tenants. None is deleted here: its memories would stay in Mem0, belonging to nobody."""
+
+    list_display = ("name", "slug", "local_search", "on_unknown", "generation", "created_at")
+    readonly_fields = ("namespace", "generation", "created_at")
+    prepopulated_fields = {"slug": ("name",)}
+
+    def get_prepopulated_fields(self, request: HttpRequest, obj: Any = None) -> dict[str, Any]:
+        """Only a new project's slug follows its name."""
+        return {} if obj else dict(self.prepopulated_fields)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Never here."""
+        return False
+
+    def save_model(self, request: HttpRequest, obj: Project, form: Any, change: bool) -> None:
+        """Keep it, moving its generation if a policy changed."""
+        projects.save(obj)
+
+
+class NewKey(forms.ModelForm):  # type: ignore[type-arg]
+    """What a person decides of a new key; its secret is made."""
+
+    scopes = forms.MultipleChoiceField(
+        choices=[(scope, scope) for scope in keys.SCOPES],
+        initial=["read", "write"],
+        widget=forms.CheckboxSelectMultiple,
+    )
+
+    class Meta:
+        model = ApiKey
+        fields = ("project", "name", "scopes", "user_id", "expires_at")
+
+    def clean_user_id(self) -> str:
+        """An id as the API takes it, or none."""
+        given: str = self.cleaned_data["user_id"]
+        try:
+            return Ident().check(given) if given else ""
+        except Wrong as wrong:
+            raise forms.ValidationError(str(wrong)) from None
+
+
+def _revoke(request: HttpRequest, key: ApiKey) -> str | None:
+    if not ApiKey.objects.filter(pk=key.pk, revoked_at=None).update(revoked_at=Now()):
+        return None
+    return f"revoked; refused everywhere within {keys.FRESH_SECONDS:.0f} s."
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(Shown):
+    """Keys. A secret is shown once, when it is made; nobody can see it again."""
+
+    list_display = ("name", "prefix", "project", "scopes", "user_id", "last_used_at", "expires_at", "revoked_at")
+    list_filter = ("project", ("revoked_at", admin.EmptyFieldListFilter))
+    list_select_related = ("project",)
+    search_fields = ("name", "prefix", "user_id")
+    fields = (*list_display, "created_at")
+    acts = (
+        Act(
+            name="revoke",
+            label="Revoke",
+            question="Requests with this key will be refused. This cannot be undone.",
+            permission="memory.change_apikey",
+            run=_revoke,
+            applies=lambda key: key.revoked_at is None,
+        ),
+    )
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Whoever may add keys."""
+        return ModelAdmin.has_add_permission(self, request)
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        """A new key's form; an existing one is only shown."""
+        return super().get_form(request, obj, change=change, **kwargs) if obj else NewKey
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """See get_form."""
+        return self.fields if obj else NewKey.Meta.fields
+
+    def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:
+        """Make the key; `obj` becomes it, with its secret for the one answer that shows it."""
+        asked = form.cleaned_data
+        made, secret = keys.create(**{name: asked[name] for name in NewKey.Meta.fields})
+        vars(obj).update(vars(made), secret=secret)
+
+    def response_add(self, request: HttpRequest, obj: ApiKey, post_url_continue: str | None = None) -> HttpResponse:
+        """The page with the secret: not a redirect, which would have to keep it somewhere meanwhile."""
+        context = self.context(request, "The new key", key=obj, secret=vars(obj)["secret"])
+        response = TemplateResponse(request, "admin/key_made.html", context)
+        response["Cache-Control"] = "no-store"
+        return response
+
+
+class Attempts(admin.TabularInline):  # type: ignore[type-arg]
+    """Each call to Mem0 that the job made."""
+
+    model = Attempt
+    fields = readonly_fields = ("number", "started_at", "ended_at", "outcome", "indexes", "fence", "process")
+    extra = 0
+    can_delete = False
+    show_change_link = False
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Attempts are made by workers."""
+        return False
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Who sees a job sees its attempts: they hold no text."""
+        return True
+
+
+class Dismissed(admin.SimpleListFilter):
+    """Failed jobs that an operator has dismissed are out of the way until asked for."""
+
+    title = "dismissed"
+    parameter_name = "dismissed"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """What may be chosen beside hiding them."""
+        return [("only", "Only dismissed"), ("also", "Also dismissed")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The rows of the choice."""
+        if self.value() == "also":
+            return queryset
+        return queryset.filter(dismissed_at__isnull=self.value() is None)
+
+    def choices(self, changelist: Any) -> Any:
+        """Django's "All" hides them here, and says so."""
+        first, *others = super().choices(changelist)
+        return [{**first, "display": "Hidden"}, *others]
+
+
+def _retry(request: HttpRequest, job: Job) -> str | None:
+    return "at its lane's tail again." if write.retry(job) else None
+
+
+def _dismiss(request: HttpRequest, job: Job) -> str | None:
+    return "dismissed." if write.dismiss(job) else None
+
+
+@admin.register(Job)
+class JobAdmin(Shown):
+    """Accepted writes. What was to be written is seen only by those who may see payloads."""
+
+    list_display = (
+        "job_id",
+        "state",
+        "kind",
+        "user_id",
+        "project",
+        "attempts",
+        "reason",
+        "error",
+        "accepted_at",
+        "stored_after",
+        "warmed_after",
+    )
+    list_filter = ("state", "kind", "project", Dismissed)
+    list_select_related = ("project",)
+    ordering = ("-id",)
+    sortable_by = ()
+    search_fields = ("user_id",)
+    search_help_text = "A job's id, or part of a user's."
+    inlines = (Attempts,)
+    change_list_template = "admin/jobs.html"
+    fieldsets = (
+        (None, {"fields": ("job_id", "state", "reason", "error", "kind", "project", "attempts", "version")}),
+        ("About", {"fields": ("user_id", "agent_id", "run_id", "memory_id", "lane", "number")}),
+        (
+            "Times",
+            {
+                "fields": (
+                    "accepted_at",
+                    "next_attempt_at",
+                    "stored_at",
+                    "completed_at",
+                    "warmed_at",
+                    "reconcile_at",
+                    "dismissed_at",
+                )
+            },
+        ),
+        ("What", {"fields": ("payload_bytes", "stored", "refused", "content")}),
+    )
+    acts = (
+        Act(
+            name="retry",
+            label="Retry",
+            question="What is not stored yet is sent again, after everything that waits in the same lane.",
+            permission="memory.change_job",
+            run=_retry,
+            applies=lambda job: job.state == "failed" and job.kept,
+        ),
+        Act(
+            name="dismiss",
+            label="Dismiss",
+            question="The job leaves the list of failed ones. Its payload is kept as long as any other's.",
+            permission="memory.change_job",
+            run=_dismiss,
+            applies=lambda job: job.state == "failed" and job.dismissed_at is None,
+        ),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Job]:
+        """The list needs no text; a page of one job fetches its own."""
+        kept = ExpressionWrapper(Q(payload__isnull=False), BooleanField())
+        return super().get_queryset(request).defer("payload", "results", "failed").annotate(kept=kept)
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        """What was written is left out for those who may not see payloads."""
+        if request.user.has_perm(PAYLOAD_PERMISSION):
+            return self.fieldsets
+        return (*self.fieldsets[:-1], ("What", {"fields": ("payload_bytes", "ids", "refused")}))
+
+    def get_search_results(
+        self,
+        request: HttpRequest,
+        queryset: QuerySet[Any],
+        search_term: str,
+    ) -> tuple[QuerySet[Any], bool]:
+        """A job's whole id finds it among millions."""
+        try:
+            return queryset.filter(job_id=uuid.UUID(search_term)), False
+        except ValueError:
+            return super().get_search_results(request, queryset, search_term)
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """The list, under what waits now."""
+        return super().changelist_view(request, {**(extra_context or {}), "backlog": status.backlog()})
+
+    @admin.display(description="stored after")
+    def stored_after(self, job: Job) -> str:
+        """From being accepted to being stored."""
+        return _between(job.accepted_at, job.stored_at)
+
+    @admin.display(description="warm after")
+    def warmed_after(self, job: Job) -> str:
+        """From being accepted to being warm."""
+        return _between(job.accepted_at, job.warmed_at)
+
+    @admin.display(description="payload")
+    def content(self, job: Job) -> str | SafeString:
+        """What was to be written."""
+        return "removed" if job.payload is None else _json(job.payload)
+
+    @admin.display(description="results")
+    def stored(self, job: Job) -> SafeString:
+        """What Mem0 has stored."""
+        return _json(job.results)
+
+    @admin.display(description="results, without their texts")
+    def ids(self, job: Job) -> SafeString:
+        """What Mem0 has stored, by id."""
+        return _json([{key: one[key] for key in ("index", "id", "event")} for one in job.results])
+
+    @admin.display(description="refused")
+    def refused(self, job: Job) -> SafeString:
+        """What Mem0 has refused, and why."""
+        return _json(job.failed)
+
+
+def _between(first: Any, last: Any) -> str:
+    return f"{(last - first).total_seconds():.2f} s" if first and last else "–"
+
+
+def _json(value: Any) -> SafeString:
+    return format_html('<pre class="json">{}</pre>', json.dumps(value, ensure_ascii=False, indent=2))
