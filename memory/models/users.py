@@ -25,6 +25,10 @@ class MemoryUser(models.Model):
 
     class Meta:
         ordering = ["id"]
+        permissions = [
+            ("warm_memoryuser", "Can warm a user now"),
+            ("invalidate_memoryuser", "Can invalidate what is cached of a user"),
+        ]
         constraints = [models.UniqueConstraint(fields=["project", "user_id"], name="one_user")]
         indexes = [models.Index(fields=["project", "-active_at"], name="user_activity")]
 
