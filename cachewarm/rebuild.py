@@ -101,6 +101,27 @@ def by_beat() -> str:
     return "begun" if made else "running"
 
 
+def start(reason: str) -> tuple[RebuildRun, bool]:
+    """Begin a rebuild, or find the one that has not ended, and hand it to the workers."""
+    run, made = begin(reason)
+    _send(run.pk)
+    return run, made
+
+
+def resume(rebuild_id: int) -> bool:
+    """Go on with a stopped rebuild; False while one runs, or when there is nothing to go on with. What Mem0 counted
+    when it began is not known any more: the users left are all listed."""
+    stopped = RebuildRun.objects.filter(pk=rebuild_id, state="stopped")
+    try:
+        with transaction.atomic():
+            again = stopped.update(state="running", stop_requested=False, full=True, ended_at=None)
+    except IntegrityError:  # one_rebuild_at_a_time
+        return False
+    if again:
+        _send(rebuild_id)
+    return bool(again)
+
+
 def begin(reason: str, *, full: bool = False) -> tuple[RebuildRun, bool]:
     """A new rebuild, or the one that has not ended."""
     standing = RebuildRun.objects.filter(state="running")
@@ -145,9 +166,8 @@ def run_here(work: Work) -> Iterator[RebuildRun]:
 
 def claim(rebuild_id: int) -> Work | None:
     """The hold on a rebuild, None while another process has it."""
-    values = {"id": rebuild_id, "holder": identity.process(), "lease": LEASE_SECONDS}
     with connection.cursor() as cursor:
-        cursor.execute(_CLAIM, values)
+        cursor.execute(_CLAIM, {"id": rebuild_id, "holder": identity.process(), "lease": LEASE_SECONDS})
         row = cursor.fetchone()
     return Work(RebuildRun.objects.get(pk=rebuild_id), row[0]) if row else None
 
@@ -319,9 +339,10 @@ def _totals() -> Mapping[str, Mapping[str, Any]] | None:
     found: dict[str, dict[str, int]] = {}
     for project in Project.objects.values_list("pk", flat=True):
         try:
-            rows, complete = stack.backend(policy_of(project)).entities(Deadline.after(ENTITIES_TIMEOUT_SECONDS))
+            counted: Any = stack.backend(policy_of(project)).entities(Deadline.after(ENTITIES_TIMEOUT_SECONDS))
         except OriginError:
             return None
+        rows, complete = counted
         if not complete:
             return None
         found[str(project)] = {row["id"]: row["total_memories"] for row in rows if row["type"] == "user"}

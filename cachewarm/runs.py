@@ -118,9 +118,18 @@ def claim(run_id: uuid.UUID) -> WarmRun | None:
 
 def claim_for(rebuild: int, project_id: int, user_id: str) -> WarmRun | None:
     """The one run of a user in a rebuild, made or taken over; None when it has ended well already."""
-    values = {"run": uuid.uuid4(), "project": project_id, "user": user_id, "rebuild": rebuild}
     with connection.cursor() as cursor:
-        cursor.execute(_FOR_REBUILD, {**values, "holder": identity.process(), "lease": LEASE_SECONDS})
+        cursor.execute(
+            _FOR_REBUILD,
+            {
+                "run": uuid.uuid4(),
+                "project": project_id,
+                "user": user_id,
+                "rebuild": rebuild,
+                "holder": identity.process(),
+                "lease": LEASE_SECONDS,
+            },
+        )
         row = cursor.fetchone()
     return WarmRun.objects.get(pk=row[0]) if row else None
 

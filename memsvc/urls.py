@@ -6,11 +6,13 @@ from django.contrib import admin
 from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
+from cachewarm import api as cachewarm_api
 from memory.api import embeddings, health, problems
 from memory.api import urls as memory_urls
 
 urlpatterns = [
     path("api/v1/", include(memory_urls.urlpatterns)),
+    path("api/v1/", include(cachewarm_api.urlpatterns)),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     re_path(r"^api/", problems.unknown_route, name="unknown"),

@@ -240,7 +240,7 @@ class SummaryLayer:
         """The stored vectors of a user by text key."""
         rows = SnapshotMemory.objects.filter(snapshot__project_id=scope.project, snapshot__user_id=scope.user_id)
         pairs = rows.filter(vector__isnull=False).values_list("text_hash", "vector")
-        return {bytes(key): bytes(vector) for key, vector in pairs}
+        return {bytes(key): bytes(vector) for key, vector in pairs if vector is not None}
 
     def save(self, scope: Scope, reading: Reading, summary: Summary) -> bool:
         """Replace what stands by what a warm read, in the caller's transaction; False if L3 is newer or the reading is
