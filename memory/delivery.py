@@ -16,7 +16,7 @@ from django.db import connection, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
-from memory import clock, db, identity, metrics, signals, stack, versions, write
+from memory import clock, db, identity, metrics, pending, signals, stack, versions, write
 from memory.backends.base import Backend
 from memory.clock import Deadline
 from memory.errors import OriginError, OriginNotFound, OriginRejected
@@ -408,6 +408,7 @@ def _finish(job: Job, hold: Hold, rules: Policy, reason: str = "") -> bool:
         complete(job, moved)
     else:
         versions.publish(moved)
+        _left_pending(job)
         metrics.count("jobs", project=job.project_id, kind=job.kind, outcome="failed")
     log.info("job ended", extra={"job": str(job.job_id), "user_id": job.user_id, "outcome": job.state})
     return True
@@ -420,9 +421,15 @@ def _takes_away(job: Job) -> bool:
 
 def _complete(job: Job) -> bool:
     done = bool(Job.objects.filter(pk=job.pk, state="stored").update(state="completed", completed_at=Now()))
+    _left_pending(job)
     if done:
         metrics.count("jobs", project=job.project_id, kind=job.kind, outcome="completed")
     return done
+
+
+def _left_pending(job: Job) -> None:
+    """Only now, after its version was published: a reader finds the fact in Mem0's answer or among the pending (C1)."""
+    pending.changed(write.scope(job).pins(), policy(job.project_id).generation)
 
 
 def _tell(job: Job, moved: Sequence[Version]) -> None:

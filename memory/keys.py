@@ -32,6 +32,11 @@ def pending(pin: Pin, generation: int) -> str:
     return f"{tag(pin, generation)}:p"
 
 
+def pending_token(pin: Pin, generation: int) -> str:
+    """The token that must stand for a copy of the pending set to be stored."""
+    return f"{tag(pin, generation)}:pt"
+
+
 def result(pin: Pin, generation: int, fingerprint: str) -> str:
     """One L2 entry."""
     return f"{tag(pin, generation)}:q:{fingerprint}"

@@ -9,11 +9,12 @@ from typing import TypeVar
 
 from django.conf import settings
 
-from memory import bulkhead, clock, db, flights, metrics, signals, stack, versions
+from memory import bulkhead, clock, db, flights, metrics, pending, signals, stack, versions
 from memory.clock import Deadline
 from memory.errors import DatabaseUnavailable, LayerError, MemsvcError, OriginError
 from memory.layers.base import encode, expired
 from memory.layers.l2_results import Trip
+from memory.pending import Pending
 from memory.tenancy.projects import Policy
 from memory.types import Answer, Consistency, Entry, Memory, Query, Scope, Version
 
@@ -48,17 +49,29 @@ def search(query: Query, policy: Policy, deadline: Deadline, wish: Wish = STRICT
     if wish.consistency == "bounded" and (quick := _bounded(query, policy, wish)) is not None:
         return _counted(quick, policy)
     trip = _lookup("L2", policy, lambda: stack.L2.fetch(query, policy.generation))
-    version = _version(query, policy, trip, wish)
+    unstored, version = _state(query, policy, trip, wish)
+    answer = _answer(query, policy, version, trip, deadline, wish)
+    return _counted(replace(answer, pending=unstored), policy)
+
+
+def _answer(
+    query: Query,
+    policy: Policy,
+    version: Version | None,
+    trip: Trip | None,
+    deadline: Deadline,
+    wish: Wish,
+) -> Answer:
     if version is None:
-        return _counted(_uncached(query, policy, deadline), policy)
+        return _uncached(query, policy, deadline)
     if wish.consistency != "fresh" and (answer := _cached(query, policy, version, trip, wish)) is not None:
-        return _counted(answer, policy)
+        return answer
     try:
         answer = _load(query, policy, version, trip, deadline, shared=wish.consistency != "fresh")
     except OriginError as error:
-        return _counted(_degraded(query, policy, version, trip, error), policy)
+        return _degraded(query, policy, version, trip, error)
     signals.loaded.send(sender=None, query=query)
-    return _counted(answer, policy)
+    return answer
 
 
 def memories(scope: Scope, policy: Policy, deadline: Deadline) -> tuple[list[Memory], str, bool]:
@@ -102,15 +115,21 @@ def _bounded(query: Query, policy: Policy, wish: Wish) -> Answer | None:
     return Answer(held.entry, version, "L0", age_ms=held.age_ms)
 
 
-def _version(query: Query, policy: Policy, trip: Trip | None, wish: Wish) -> Version | None:
-    """The version to answer at; None when neither store can tell. It stands before any look-up (PROTOCOL B8)."""
+def _state(query: Query, policy: Policy, trip: Trip | None, wish: Wish) -> tuple[Pending | None, Version | None]:
+    """What is on its way, then the version to answer at: in this order (PROTOCOL C1), and both before any look-up (B8).
+    None where neither store can tell."""
     pin = query.scope.pin
-    version = (trip and trip.version) or _quietly(lambda: versions.current(pin, policy.generation))
+    if trip is not None and trip.pending is not None and trip.version is not None:
+        unstored, version = trip.pending, trip.version
+    else:
+        unstored = _quietly(lambda: pending.current(pin, policy.generation))
+        known = trip.version if trip and unstored is None else None  # nothing was read after it
+        version = known or _quietly(lambda: versions.current(pin, policy.generation))
     if version is not None and version.number < wish.min_version:
         version = versions.stored(pin)
         if version.number < wish.min_version:
             raise VersionBehind(f"the latest version is {version}")
-    return version
+    return unstored, version
 
 
 def _cached(query: Query, policy: Policy, version: Version, trip: Trip | None, wish: Wish) -> Answer | None:
@@ -222,7 +241,7 @@ def _lookup(layer: str, policy: Policy, ask: Callable[[], T]) -> T | None:
         return None
 
 
-def _quietly(ask: Callable[[], Version]) -> Version | None:
+def _quietly(ask: Callable[[], T]) -> T | None:
     try:
         return ask()
     except DatabaseUnavailable:

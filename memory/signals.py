@@ -10,5 +10,8 @@ memories_changed = Signal()
 loaded = Signal()
 """A search had to be computed (L3 or L4 answered): query. Sent after the answer was made; receivers must be quick."""
 
+ticked = Signal()
+"""About a second has passed in this process: save what was only noted. Sent by its upkeep, off every request's path."""
+
 swept = Signal()
 """The sweeper ran: hand over whatever is due."""

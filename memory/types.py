@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
 
 import orjson
+
+if TYPE_CHECKING:
+    from memory.pending import Pending
 
 Kind = Literal["user", "agent", "run"]
 Ranking = Literal["upstream", "local"]
@@ -158,6 +162,13 @@ class Entry:
     valid_until: int
     ranking: Ranking
     count: int
+    jobs: bytes = b""
+    """16 bytes a result: the id of the job that stored it, zeros where memsvc did not (PROTOCOL C1)."""
+
+    def stored_by(self) -> frozenset[str]:
+        """The ids of the jobs whose facts are among the results."""
+        ids = (self.jobs[at : at + 16] for at in range(0, len(self.jobs), 16))
+        return frozenset(str(UUID(bytes=one)) for one in ids if any(one))
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,3 +184,5 @@ class Answer:
     age_ms: int = 0
     upstream_calls: int = 0
     partial: bool = False
+    pending: Pending | None = None
+    """What is on its way to Mem0 for this scope; None where no store was asked or none could tell."""

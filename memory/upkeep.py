@@ -20,6 +20,7 @@ from memory.models import Attempt, CounterTotal, Heartbeat, IdempotencyRecord, J
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
+TELL_EVERY_TICKS = 4
 SEEN_EVERY_TICKS = 8
 REWAKE_SECONDS = 10
 MOST_LANES = 2000
@@ -106,6 +107,8 @@ def _run(queues: frozenset[str]) -> None:
     while True:
         try:
             flush_counts()
+            if ticks % TELL_EVERY_TICKS == 0:
+                signals.ticked.send(sender=None)
             if ticks % SEEN_EVERY_TICKS == 0:
                 for queue in queues:
                     seen(queue)

@@ -15,11 +15,12 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models import Count, Sum
 from django.utils import timezone
 
-from memory import clock, outbox, stack, versions
+from memory import clock, outbox, pending, stack, versions
 from memory.clock import Deadline
 from memory.errors import DatabaseUnavailable, LayerError, MemsvcError, OriginError, Overloaded
 from memory.models import IdempotencyRecord, Job, Lane
 from memory.models.jobs import UNFINISHED
+from memory.tenancy import projects
 from memory.tenancy.projects import Policy
 from memory.types import Scope
 
@@ -85,6 +86,7 @@ def accept(write: Write, policy: Policy) -> Accepted:
             return earlier
     except DatabaseError as error:
         raise DatabaseUnavailable("the write was not accepted") from error
+    pending.changed(write.scope.pins(), policy.generation)
     wake(job.lane_id)
     return Accepted(job, replayed=False)
 
@@ -95,16 +97,6 @@ def replay(key: str | None, body_digest: str, policy: Policy) -> Accepted | None
         return _replay(key, body_digest, policy)
     except DatabaseError as error:
         raise DatabaseUnavailable("the Idempotency-Key cannot be looked up") from error
-
-
-def pending(target: Scope) -> int | None:
-    """How many accepted writes wait in the scope's lane; None when PostgreSQL cannot tell."""
-    pin = target.pin
-    lane = {"lane__project_id": pin.project, "lane__kind": pin.kind, "lane__pin_id": pin.id}
-    try:
-        return Job.objects.filter(state__in=UNFINISHED, **lane).count()
-    except DatabaseError:
-        return None
 
 
 def owner(memory_id: str, policy: Policy) -> Scope | None:
@@ -169,13 +161,16 @@ def retry(job: Job) -> bool:
             dismissed_at=None,
             next_attempt_at=timezone.now(),
         )
+    _reopened(job)
     wake(job.lane_id)
     return True
 
 
 def dismiss(job: Job) -> bool:
     """Take a failed job off the operator's list; its payload is kept as long as any other's."""
-    return bool(Job.objects.filter(pk=job.pk, state="failed").update(dismissed_at=timezone.now()))
+    done = bool(Job.objects.filter(pk=job.pk, state="failed").update(dismissed_at=timezone.now()))
+    _reopened(job)
+    return done
 
 
 def wake(lane_id: int) -> None:
@@ -210,6 +205,10 @@ def _insert(write: Write, policy: Policy) -> Job:
             job=job,
         )
     return job
+
+
+def _reopened(job: Job) -> None:
+    pending.changed(scope(job).pins(), projects.policy(job.project_id).generation)
 
 
 def touch_user(project_id: int, user_id: str) -> None:

@@ -22,9 +22,9 @@ from memory.waits import Outcome
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def search(answer: Answer, began: float, pending_jobs: int | None) -> HttpResponse:
+def search(answer: Answer, began: float) -> HttpResponse:
     """A search's answer: the entry's stored bytes with its meta spliced after them."""
-    meta = orjson.dumps(_meta(answer, pending_jobs), option=OPTIONS)
+    meta = orjson.dumps(_meta(answer), option=OPTIONS)
     body = b"".join((b'{"results":', answer.entry.results, b',"meta":', meta, b"}"))
     ms = (clock.now() - began) * 1000
     headers = {
@@ -79,7 +79,7 @@ def summary(user_id: str, found: Snapshot | None, current: Version) -> dict[str,
     }
 
 
-def _meta(answer: Answer, pending_jobs: int | None) -> dict[str, Any]:
+def _meta(answer: Answer) -> dict[str, Any]:
     meta = {
         "layer": answer.layer,
         "ranking": answer.entry.ranking,
@@ -89,7 +89,7 @@ def _meta(answer: Answer, pending_jobs: int | None) -> dict[str, Any]:
         "stale": answer.stale,
         "degraded": answer.degraded,
         "reason": answer.reason,
-        "pending_jobs": pending_jobs,
+        "pending_jobs": answer.pending.jobs if answer.pending else None,
         "upstream_calls": answer.upstream_calls,
     }
     return meta | ({"partial": True} if answer.partial else {})

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar
+from uuid import UUID
 
 import orjson
 
@@ -17,6 +18,7 @@ V = TypeVar("V")
 
 _HEADER = struct.Struct("!4sQQQBI")
 _MAGIC = b"ms1\n"
+_NOBODY = bytes(16)
 _RANKINGS: tuple[Ranking, ...] = ("upstream", "local")
 FILL_MARGIN_US = 5_000_000
 """Nothing is filled this close to the moment it would expire (PROTOCOL B10)."""
@@ -38,10 +40,11 @@ class Layer(Protocol[K, V]):
 
 def encode(memories: Iterable[Memory], *, version: int, as_of: int, ranking: Ranking) -> Entry:
     """An answer's memories as an entry. `as_of` is in microseconds on the store's clock."""
-    results = [public(memory) for memory in memories]
+    found = list(memories)
+    results = [public(memory) for memory in found]
     ends = [memory["expiration_date"] for memory in results if memory["expiration_date"]]
     until = _midnight_after(min(ends)) if ends else 0
-    return Entry(orjson.dumps(results), version, as_of, until, ranking, len(results))
+    return Entry(orjson.dumps(results), version, as_of, until, ranking, len(results), b"".join(map(_stored_by, found)))
 
 
 def public(memory: Memory) -> dict[str, Any]:
@@ -73,10 +76,10 @@ def fillable(entry: Entry, store_now: int) -> bool:
 
 
 def pack(entry: Entry) -> bytes:
-    """An entry as stored bytes: a fixed header, then the results ready to send."""
+    """An entry as stored bytes: a fixed header, 16 bytes of job a result, then the results ready to send."""
     ranking = _RANKINGS.index(entry.ranking)
     header = _HEADER.pack(_MAGIC, entry.version, entry.as_of, entry.valid_until, ranking, entry.count)
-    return header + entry.results
+    return header + entry.jobs + entry.results
 
 
 def unpack(layer: str, stored: bytes) -> Entry:
@@ -85,9 +88,18 @@ def unpack(layer: str, stored: bytes) -> Entry:
         magic, version, as_of, until, ranking, count = _HEADER.unpack_from(stored)
         if magic != _MAGIC:
             raise LayerCorrupt(layer, "unknown format")
-        return Entry(stored[_HEADER.size :], version, as_of, until, _RANKINGS[ranking], count)
+        cut = _HEADER.size + 16 * count
+        jobs, results = stored[_HEADER.size : cut], stored[cut:]
+        return Entry(results, version, as_of, until, _RANKINGS[ranking], count, jobs)
     except (struct.error, IndexError) as error:
         raise LayerCorrupt(layer, "cut entry") from error
+
+
+def _stored_by(memory: Memory) -> bytes:
+    try:
+        return UUID(memory.job).bytes if memory.job else _NOBODY
+    except ValueError:  # somebody else's metadata of that name
+        return _NOBODY
 
 
 def _midnight_after(day: str) -> int:

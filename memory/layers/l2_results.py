@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import redis
 from django.conf import settings
 
-from memory import clock, keys, versions
+from memory import clock, keys, pending, versions
 from memory.errors import LayerCorrupt, LayerUnavailable
 from memory.layers.base import fillable, pack, unpack
+from memory.pending import Pending
 from memory.redis_client import cache
 from memory.types import Entry, Query, Version
 
@@ -34,8 +35,10 @@ return 1
 
 @dataclass(frozen=True, slots=True)
 class Trip:
-    """What one round trip brought: the version's copy, the entry whatever its version, the store's time (µs)."""
+    """What one round trip brought: copies of the pending set and the version, the entry whatever its version, the
+    store's time (µs)."""
 
+    pending: Pending | None
     version: Version | None
     entry: Entry | None
     store_now: int
@@ -52,22 +55,23 @@ class ResultLayer:
     name = NAME
     fills = True
 
-    def fetch(self, query: Query, generation: int, *, entry: bool = True) -> Trip:
-        """Version, entry and time in one round trip, the version read first (PROTOCOL B8). LayerUnavailable."""
+    def fetch(self, query: Query, generation: int) -> Trip:
+        """Everything a search needs of Redis in one round trip: the pending set before the version (PROTOCOL C1), the
+        version before the entry (B8). LayerUnavailable."""
         asked = clock.now()
         pin = query.scope.pin
         pipe = cache().pipeline(transaction=False)
+        pipe.get(keys.pending(pin, generation))
         pipe.get(keys.version(pin, generation))
+        pipe.get(keys.result(pin, generation, query.fingerprint))
         pipe.time()
-        if entry:
-            pipe.get(keys.result(pin, generation, query.fingerprint))
         try:
-            copy, time, *stored = pipe.execute()
+            open_jobs, copy, stored, time = pipe.execute()
         except redis.RedisError as error:
             raise LayerUnavailable(NAME, type(error).__name__) from error
         version = versions.parse(pin, copy, asked) if copy else None
-        found = self._unpack(query, generation, stored[0]) if stored and stored[0] else None
-        return Trip(version, found, time[0] * 1_000_000 + time[1], asked)
+        found = self._unpack(query, generation, stored) if stored else None
+        return Trip(pending.parse(open_jobs) if open_jobs else None, version, found, time[0] * 1_000_000 + time[1], asked)
 
     def put(self, query: Query, entry: Entry, generation: int, store_now: int) -> bool:
         """Keep an entry; False when it was refused as older than the version, below the floor or about to expire."""

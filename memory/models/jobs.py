@@ -9,6 +9,8 @@ from django.db.models.functions import Now
 from memory.models.projects import Project
 
 UNFINISHED = ("pending", "processing", "stored")
+OPEN = Q(state__in=UNFINISHED) | Q(state="failed", dismissed_at__isnull=True)
+"""What a pin's pending set is made of (C1)."""
 
 
 class Lane(models.Model):
@@ -65,11 +67,15 @@ class Job(models.Model):
 
     class Meta:
         ordering = ["-number"]
+        permissions = [("view_payload", "Can see what a job writes")]
         indexes = [
             models.Index(fields=["lane", "number"], name="job_queue", condition=Q(state__in=UNFINISHED)),
             models.Index(fields=["next_attempt_at"], name="job_due", condition=Q(state__in=UNFINISHED)),
             models.Index(fields=["reconcile_at"], name="job_reconcile", condition=Q(reconcile_at__isnull=False)),
             models.Index(fields=["project", "user_id", "-number"], name="job_user"),
+            models.Index(fields=["project", "user_id", "number"], name="job_open_user", condition=OPEN),
+            models.Index(fields=["project", "agent_id", "number"], name="job_open_agent", condition=OPEN),
+            models.Index(fields=["project", "run_id", "number"], name="job_open_run", condition=OPEN),
             models.Index(fields=["project", "state", "-number"], name="job_state"),
             models.Index(fields=["project", "memory_id", "number"], name="job_memory", condition=Q(memory_id__isnull=False)),
         ]

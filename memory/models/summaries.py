@@ -15,7 +15,11 @@ class Snapshot(models.Model):
     user_id = models.CharField(max_length=512)
     version = models.BigIntegerField()
     complete = models.BooleanField(help_text="False: Mem0 listed only some of the user's memories (C2).")
-    fingerprint = models.CharField(max_length=64, help_text="Of the listing: ids, texts, times, expiry, metadata.")
+    summary_version = models.BigIntegerField(help_text="The version of the listing that the summaries were built from.")
+    fingerprint = models.CharField(
+        max_length=64,
+        help_text="Of the listing: ids, texts, times, expiry, metadata; empty where a job has moved rows since.",
+    )
     embedder = models.CharField(max_length=100, blank=True, help_text="Model and dimensions of the rows' vectors.")
     topics_digest = models.CharField(max_length=64, blank=True, help_text="Of the topics the summaries answer.")
     topics = models.JSONField(default=dict, help_text="{topic: [{id, memory, score}]}")
@@ -41,6 +45,7 @@ class SnapshotMemory(models.Model):
     agent_id = models.CharField(max_length=512, null=True)
     run_id = models.CharField(max_length=512, null=True)
     metadata = models.JSONField(default=dict, help_text="Marks included.")
+    digest = models.BinaryField(max_length=16, help_text="Of all but the times, as listed; empty if a job wrote the row.")
     created_at = models.CharField(max_length=40, null=True)
     updated_at = models.CharField(max_length=40, null=True)
     expiration_date = models.CharField(max_length=10, null=True)

@@ -1,0 +1,150 @@
+"""What was accepted and is not yet in Mem0 for certain: the pending set of a pin (PROTOCOL C1).
+
+PostgreSQL holds it as jobs; Redis holds a leased copy by the rules of B6. It is read before the version: a job leaves
+it only after its version is published, so that a fact is in the one or the other, never in neither.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import redis
+from django.conf import settings
+from django.db import Error as DatabaseError
+
+from memory import keys
+from memory.errors import DatabaseUnavailable
+from memory.models import Job
+from memory.models.jobs import OPEN
+from memory.redis_client import cache
+from memory.types import Pin, Scope
+
+MOST_JOBS = 500
+MOST_ITEMS = 200
+
+_TAKE = """
+local copy = redis.call('GET', KEYS[1])
+if copy then return {copy, false} end
+redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
+return {false, redis.call('GET', KEYS[2])}
+"""
+_STORE = """
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+local left = redis.call('PTTL', KEYS[2])
+if left <= 0 then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'NX', 'PX', left)
+return 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One fact or message on its way to Mem0; `failed` when it will not get there without a person."""
+
+    job: str
+    index: int
+    text: str
+    failed: bool
+    accepted_at: str
+    agent_id: str | None = None
+    run_id: str | None = None
+    user_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """How many jobs a pin has open, and what they carry: oldest first, at most MOST_ITEMS."""
+
+    jobs: int
+    items: tuple[Item, ...]
+
+    def of(self, scope: Scope) -> tuple[Item, ...]:
+        """The items filed under every id of the scope."""
+        wanted = scope.ids().items()
+        return tuple(item for item in self.items if all(getattr(item, name) == value for name, value in wanted))
+
+
+def current(pin: Pin, generation: int) -> Pending:
+    """The pin's pending set, from Redis or else PostgreSQL. DatabaseUnavailable when neither can tell."""
+    names = [keys.pending(pin, generation), keys.pending_token(pin, generation)]
+    lease = int(settings.VERSION_LEASE_SECONDS * 1000)
+    try:
+        copy, token = cache().register_script(_TAKE)(keys=names, args=[secrets.token_hex(8), lease])
+    except redis.RedisError:
+        return stored(pin)
+    if copy is not None:
+        return parse(copy)
+    found = stored(pin)
+    try:
+        cache().register_script(_STORE)(keys=names, args=[token, _pack(found)])
+    except redis.RedisError:
+        return found  # only the next reader pays: it asks PostgreSQL again
+    return found
+
+
+def stored(pin: Pin) -> Pending:
+    """The pin's pending set as PostgreSQL has it."""
+    jobs = Job.objects.filter(OPEN, project_id=pin.project, **{f"{pin.kind}_id": pin.id}).order_by("number")
+    try:
+        found = list(jobs[:MOST_JOBS])
+    except DatabaseError as error:
+        raise DatabaseUnavailable("the pending set cannot be read") from error
+    items = [item for job in found for item in _items(job)]
+    return Pending(sum(job.state != "failed" for job in found), tuple(items[:MOST_ITEMS]))
+
+
+def changed(pins: Iterable[Pin], generation: int) -> None:
+    """Let readers ask PostgreSQL again: call after the commit that accepted or ended a job. Without Redis's
+    confirmation the copy goes by itself within one lease."""
+    names = [name for pin in pins for name in (keys.pending(pin, generation), keys.pending_token(pin, generation))]
+    pipe = cache().pipeline(transaction=False)
+    for name in names:
+        pipe.delete(name)
+    try:
+        pipe.execute()
+    except redis.RedisError:
+        return
+
+
+def parse(copy: bytes) -> Pending:
+    """The set in a copy read from Redis."""
+    jobs, items = orjson.loads(copy)
+    return Pending(jobs, tuple(Item(*item) for item in items))
+
+
+def _pack(found: Pending) -> bytes:
+    items = [
+        (item.job, item.index, item.text, item.failed, item.accepted_at, item.agent_id, item.run_id, item.user_id)
+        for item in found.items
+    ]
+    return orjson.dumps((found.jobs, items))
+
+
+def _items(job: Job) -> Iterable[Item]:
+    """The texts a job carries. Those of a failed job that did arrive are not pending."""
+    arrived = {item["index"] for item in job.results} if job.state == "failed" else set()
+    for index, text in _texts(job.kind, job.payload or {}):
+        if index not in arrived:
+            yield Item(
+                str(job.job_id),
+                index,
+                text,
+                job.state == "failed",
+                job.accepted_at.isoformat(),
+                job.agent_id,
+                job.run_id,
+                job.user_id,
+            )
+
+
+def _texts(kind: str, payload: dict[str, Any]) -> list[tuple[int, str]]:
+    if kind == "add":
+        return [(index, fact["text"]) for index, fact in enumerate(payload.get("memories", []))]
+    if kind == "extract":
+        messages = enumerate(payload.get("messages", []))
+        return [(index, message["content"]) for index, message in messages if message["role"] == "user"]
+    return []

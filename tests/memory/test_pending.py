@@ -1,0 +1,120 @@
+"""PROTOCOL C1: what was accepted is in the pending set until its version is published, and then no longer."""
+
+from __future__ import annotations
+
+import pytest
+
+from memory import delivery, keys, pending, read, write
+from memory.clock import Deadline
+from memory.errors import OriginRejected
+from memory.models import Job
+from memory.tenancy.projects import policy
+from memory.types import Query, Scope
+from memory.write import Write
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def upstream_only(redis, settings):
+    settings.LOCAL_SEARCH = "off"
+    settings.PROACTIVE_CACHE_ENABLED = False
+
+
+def accept(scope: Scope, *texts: str) -> Job:
+    facts = [{"text": text} for text in texts]
+    return write.accept(Write("add", scope, {"memories": facts}), policy(scope.project)).job
+
+
+def texts(scope: Scope) -> list[str]:
+    return [item.text for item in pending.current(scope.pin, 1).of(scope)]
+
+
+def ask(scope: Scope):
+    return read.search(Query(scope, "drink?"), policy(scope.project), Deadline.after(5))
+
+
+def test_an_accepted_fact_is_pending_until_its_job_is_completed(mem0, ann):
+    job = accept(ann, "tea", "cake")
+    assert texts(ann) == ["tea", "cake"]
+    assert pending.current(ann.pin, 1).jobs == 1
+    delivery.deliver(job.lane_id)
+    assert texts(ann) == []
+
+
+def test_a_search_says_how_many_jobs_are_on_their_way(mem0, ann):
+    assert ask(ann).pending.jobs == 0
+    accept(ann, "tea")
+    accept(ann, "cake")
+    assert ask(ann).pending.jobs == 2
+
+
+def test_the_copy_spares_the_next_reader_a_query(mem0, ann, django_assert_num_queries):
+    accept(ann, "tea")
+    pending.current(ann.pin, 1)
+    with django_assert_num_queries(0):
+        assert texts(ann) == ["tea"]
+
+
+def test_an_old_copy_is_not_stored_over_a_newer_state(mem0, ann, redis):
+    """A reader took its token and read PostgreSQL; then a write was accepted; only now the reader stores."""
+    names = [keys.pending(ann.pin, 1), keys.pending_token(ann.pin, 1)]
+    _, token = redis.register_script(pending._TAKE)(keys=names, args=["t1", 30000])
+    nothing = pending.stored(ann.pin)
+    accept(ann, "tea")
+    redis.register_script(pending._STORE)(keys=names, args=[token, pending._pack(nothing)])
+    assert texts(ann) == ["tea"]
+
+
+def test_a_job_stored_but_not_yet_published_is_still_pending(mem0, ann, dead_redis):
+    job = accept(ann, "tea")
+    delivery.deliver(job.lane_id)
+    assert Job.objects.get().state == "stored"
+    assert texts(ann) == ["tea"]
+
+
+def test_no_fact_is_in_neither_while_a_job_ends(mem0, ann, monkeypatch):
+    """C1's order: a search that read the pending set before the job's end reads the version before it too or finds both."""
+    job = accept(ann, "tea")
+    real = pending.current
+
+    def ends_in_between(pin, generation):
+        found = real(pin, generation)
+        delivery.deliver(job.lane_id)
+        return found
+
+    monkeypatch.setattr(pending, "current", ends_in_between)
+    answer = ask(ann)
+    assert [item.text for item in answer.pending.items] == ["tea"]
+    assert answer.entry.stored_by() == {str(job.job_id)}  # both: and the mark tells that they are one
+
+
+def test_what_a_failed_job_did_not_store_stays_until_dismissed(mem0, ann):
+    def reject(work):
+        raise OriginRejected("no", status=400)
+
+    mem0.faults = [reject]
+    job = accept(ann, "tea")
+    delivery.deliver(job.lane_id)
+    assert [(item.text, item.failed) for item in pending.current(ann.pin, 1).items] == [("tea", True)]
+    assert pending.current(ann.pin, 1).jobs == 0
+    write.dismiss(Job.objects.get())
+    assert texts(ann) == []
+
+
+def test_pending_facts_are_found_by_each_id_they_name_and_no_other(mem0, ann, ben):
+    scope = Scope(ann.project, "ann", "bot")
+    accept(scope, "tea")
+    assert texts(ann) == texts(scope) == texts(Scope(ann.project, None, "bot")) == ["tea"]
+    assert texts(Scope(ann.project, "ann", "other")) == texts(ben) == []
+
+
+def test_the_users_words_of_a_conversation_are_pending_too(mem0, ann):
+    messages = [{"role": "user", "content": "Tôi thích trà"}, {"role": "assistant", "content": "Vâng"}]
+    write.accept(Write("extract", ann, {"messages": messages}), policy(ann.project))
+    assert texts(ann) == ["Tôi thích trà"]
+
+
+def test_without_redis_the_set_comes_from_postgresql(mem0, ann, dead_redis):
+    accept(ann, "tea")
+    assert texts(ann) == ["tea"]
