@@ -12,12 +12,14 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from django.db import Error as DatabaseError
 from django.db.models import Q
 from django.db.models.functions import Now
+from django.dispatch import receiver
 
-from memory import clock
+from memory import clock, signals
 from memory.errors import DatabaseUnavailable
 from memory.models import ApiKey, Project
 
@@ -113,8 +115,9 @@ def forget() -> None:
         _away_until = 0.0
 
 
-def save_last_used() -> None:
-    """Write when keys were last used, for those not written within USED_EVERY_SECONDS. Run off the request path."""
+@receiver(signals.ticked)
+def save_last_used(**_: Any) -> None:
+    """Write when keys were last used, each at most once in USED_EVERY_SECONDS; the upkeep does it, no request."""
     with _lock:
         due = list(_unsaved)
         _unsaved.clear()

@@ -1,4 +1,4 @@
-"""Callers of the API. Every answer is held against the OpenAPI schema, so no test can pass with a shape it does not name."""
+"""Callers of the API. Every answer is held against the OpenAPI schema: no shape passes that it does not name."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ class Caller:
         self.headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
         self._client = Client(raise_request_exception=False)
 
-    def send(self, method: str, path: str, body: Any = None, *, raw: bytes | None = None, **headers: str) -> HttpResponse:
+    def send(
+        self, method: str, path: str, body: Any = None, *, raw: bytes | None = None, **headers: str
+    ) -> HttpResponse:
         content = raw if raw is not None else b"" if body is None else json.dumps(body).encode()
         sent = self.headers | {name.replace("_", "-"): value for name, value in headers.items()}
         kind = "" if raw is None and body is None else sent.pop("Content-Type", "application/json")

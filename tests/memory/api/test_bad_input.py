@@ -9,7 +9,7 @@ import pytest
 
 from memory.models import Job
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = pytest.mark.django_db
 
 LONE, NUL, WIDE = "a\ud800", "a\0b", "x" * 513
 ADD = {"user_id": "ann", "memories": ["tea"]}
@@ -93,9 +93,15 @@ def table() -> list[Any]:
         rows += [("POST", f"{path}?wait=warm", good, {"wait"})]
     for path, good in (("/memory/add", ADD), ("/memory/extract", EXTRACT)):
         rows += [("POST", path, good | {"wait": value}, {"wait"}) for value in ("soon", "", True, 1)]
-    rows += [("POST", "/memory/add", ADD | {"memories": value}, {"memories"}) for value in ([], "tea", {}, ["x"] * 1001)]
-    rows += [("POST", "/memory/add", ADD | {"memories": ["tea", value]}, {"memories[1].text"}) for value in ("", " ", NUL)]
-    rows += [("POST", "/memory/add", ADD | {"memories": ["tea", value]}, {"memories[1]"}) for value in (7, None, [], LONE)]
+    rows += [
+        ("POST", "/memory/add", ADD | {"memories": value}, {"memories"}) for value in ([], "tea", {}, ["x"] * 1001)
+    ]
+    rows += [
+        ("POST", "/memory/add", ADD | {"memories": ["tea", value]}, {"memories[1].text"}) for value in ("", " ", NUL)
+    ]
+    rows += [
+        ("POST", "/memory/add", ADD | {"memories": ["tea", value]}, {"memories[1]"}) for value in (7, None, [], LONE)
+    ]
     for value in BAD_TEXTS:
         rows += [("POST", "/memory/add", ADD | {"memories": [{"text": value}]}, {"memories[0].text"})]
         rows += [("POST", "/memory/search", SEARCH | {"query": value}, {"query"})]
@@ -120,7 +126,10 @@ def table() -> list[Any]:
         ({"consistency": "bounded"}, "max_age_ms"),
         ({"max_age_ms": 100}, "max_age_ms"),
         *(({"consistency": "bounded", "max_age_ms": value}, "max_age_ms") for value in (-1, 5001, "1", True)),
-        *(({"min_version": value}, "min_version") for value in ("7", "user:x", "agent:7", "user:-1", 7, "user:" + "9" * 20)),
+        *(
+            ({"min_version": value}, "min_version")
+            for value in ("7", "user:x", "agent:7", "user:-1", 7, "user:" + "9" * 20)
+        ),
         *(({"filters": value}, "filters") for value in BAD_FILTERS),
         *(({"explain": value}, "explain") for value in (1, "true")),
         ({"session_id": "a b"}, "session_id"),
@@ -133,7 +142,9 @@ def table() -> list[Any]:
     rows += [("DELETE", f"{MEMORY}?timeout_ms={value}", None, {"timeout_ms"}) for value in ("0", "x", "1&timeout_ms=2")]
     for route in ("summary", "memories", "invalidate"):
         method = "POST" if route == "invalidate" else "GET"
-        rows += [(method, f"/users/{id_}/{route}", None, {"user_id"}) for id_ in ("", "a%20b", "a%00b", WIDE, "a%0A", "*")]
+        rows += [
+            (method, f"/users/{id_}/{route}", None, {"user_id"}) for id_ in ("", "a%20b", "a%00b", WIDE, "a%0A", "*")
+        ]
         rows += [(method, f"/users/ann/{route}?x=1", None, {"x"})]
     for path in ("/jobs", "/users/ann/memories", f"{MEMORY}/history"):
         rows += [("GET", f"{path}?page={value}", None, {"page"}) for value in ("0", "-1", "x", "")]
@@ -152,7 +163,11 @@ def test_every_bad_field_is_named_and_nothing_happens(api, mem0):
         named = {error["field"] for error in told.get("errors", [])}
         # What is wrong inside metadata and filters is named with its place in them.
         inside = {name for name in named if any(name.startswith((f"{field}.", f"{field}[")) for field in fields)}
-        if response.status_code != 400 or told["code"] != "invalid" or not (named == fields or named == inside != set()):
+        if (
+            response.status_code != 400
+            or told["code"] != "invalid"
+            or not (named == fields or named == inside != set())
+        ):
             wrong.append((method, path[:60], str(body)[:80], response.status_code, named))
     assert wrong == []
     assert Job.objects.count() == 0
@@ -183,7 +198,9 @@ def test_numbers_that_are_none_are_named(api, value):
     assert response.json()["errors"][0]["field"] == "threshold"
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/xml"])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/xml"]
+)
 def test_another_content_type_is_415(api, kind):
     response = api.send("POST", "/memory/add", raw=b'{"user_id": "ann"}', Content_Type=kind)
     assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
