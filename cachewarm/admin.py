@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from django import forms
@@ -13,6 +14,7 @@ from django.db.models.functions import Coalesce, Extract, JSONObject, Now
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils import formats
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
@@ -67,7 +69,7 @@ class Ask(forms.Form):
 class MemoryUserAdmin(Shown):
     """Users, and for each what every layer holds and why it would hit or miss."""
 
-    list_display = ("user_id", "project", "version", "memories", "warmth", "last_warm", "age", "outcome", "active_at")
+    list_display = ("user_id", "project", "version", "memories", "warmth", "last_run")
     list_filter = ("project",)
     list_select_related = ("project",)
     ordering = ("-id",)
@@ -91,7 +93,7 @@ class MemoryUserAdmin(Shown):
         ),
     )
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[MemoryUser]:
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """One statement for a page of the list: what stands beside each user comes by index."""
         mine = {"project_id": OuterRef("project_id")}
         pins = PinVersion.objects.filter(**mine, kind="user", pin_id=OuterRef("user_id"))
@@ -101,14 +103,11 @@ class MemoryUserAdmin(Shown):
         runs = WarmRun.objects.filter(**mine, user_id=OuterRef("user_id")).order_by("-id")
         at = Coalesce("ended_at", "started_at", "created_at")
         age = ExpressionWrapper(Extract(Now() - at, "epoch"), FloatField())
-        return (
-            super()
-            .get_queryset(request)
-            .annotate(
-                moved=Subquery(pins.values("version")),
-                rows=Subquery(rows.order_by().values("snapshot").annotate(n=Count("pk")).values("n")),
-                run=Subquery(runs.values_list(JSONObject(state="state", age=age, error="error"))[:1]),
-            )
+        users: QuerySet[Any] = super().get_queryset(request)
+        return users.annotate(
+            moved=Subquery(pins.values("version")),
+            rows=Subquery(rows.order_by().values("snapshot").annotate(n=Count("pk")).values("n")),
+            run=Subquery(runs.values_list(JSONObject(state="state", at=at, age=age, error="error"))[:1]),
         )
 
     def change_view(
@@ -150,17 +149,17 @@ class MemoryUserAdmin(Shown):
         return TemplateResponse(request, "admin/user.html", context)
 
     @admin.display(description="version")
-    def version(self, user: MemoryUser) -> int | str:
+    def version(self, user: Any) -> int | str:
         """As PostgreSQL has it."""
         return user.moved or "–"
 
     @admin.display(description="memories in L3")
-    def memories(self, user: MemoryUser) -> int | str:
+    def memories(self, user: Any) -> int | str:
         """Rows of L3."""
         return user.rows or "–"
 
     @admin.display(description="state")
-    def warmth(self, user: MemoryUser) -> SafeString:
+    def warmth(self, user: Any) -> SafeString:
         """Whether the last warm stands at the current version."""
         if user.warm_failed_version > user.warmed_version:
             return chip("failed", "down")
@@ -168,20 +167,14 @@ class MemoryUserAdmin(Shown):
             return chip("never warmed", "off")
         return chip("warm", "hit") if user.warmed_version >= (user.moved or 0) else chip("behind", "miss")
 
-    @admin.display(description="last warm", ordering="warmed_at")
-    def last_warm(self, user: MemoryUser) -> Any:
-        """When all its steps last ended."""
-        return user.warmed_at
-
-    @admin.display(description="last run")
-    def age(self, user: MemoryUser) -> str:
-        """How long ago the last run ended, or began."""
-        return f"{span(user.run['age'])} ago" if user.run else "–"
-
-    @admin.display(description="outcome")
-    def outcome(self, user: MemoryUser) -> str:
-        """Of the last run."""
-        return f"{user.run['state']} {user.run['error']}".strip() if user.run else "–"
+    @admin.display(description="last warm")
+    def last_run(self, user: Any) -> str | SafeString:
+        """How the last run ended or where it is, when, and how long ago that is."""
+        if not user.run:
+            return "–"
+        told = f"{user.run['state']} {user.run['error']}".strip()
+        at = formats.date_format(datetime.fromisoformat(user.run["at"]), "DATETIME_FORMAT")
+        return format_html("{}, {} ago<br><small>{}</small>", told, span(user.run["age"]), at)
 
 
 def _look(scope: Scope, asked: Query | None) -> dict[str, Any]:
@@ -213,18 +206,7 @@ _TONES = {"completed": "hit", "unchanged": "hit", "failed": "down", "superseded"
 class WarmRunAdmin(Shown):
     """Warms of single users."""
 
-    list_display = (
-        "run_id",
-        "user_id",
-        "project",
-        "reason",
-        "outcome",
-        "step",
-        "attempts",
-        "error",
-        "created_at",
-        "ms",
-    )
+    list_display = ("run_id", "user_id", "project", "reason", "outcome", "attempts", "created_at", "ms")
     list_filter = ("state", "reason", "project")
     list_select_related = ("project",)
     sortable_by = ()
@@ -233,8 +215,9 @@ class WarmRunAdmin(Shown):
 
     @admin.display(description="state")
     def outcome(self, run: WarmRun) -> SafeString:
-        """Where it is."""
-        return chip(run.state, _TONES.get(run.state, "miss"))
+        """Where it is, after which step, and what went wrong."""
+        told = f"{run.step and f'after {run.step}'} {run.error}".strip()
+        return format_html("{}<br><small>{}</small>", chip(run.state, _TONES.get(run.state, "miss")), told)
 
     @admin.display(description="ms")
     def ms(self, run: WarmRun) -> int | str:

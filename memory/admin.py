@@ -12,6 +12,7 @@ from django.db.models import BooleanField, ExpressionWrapper, Q, QuerySet
 from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
+from django.utils import formats
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
@@ -23,6 +24,8 @@ from memory.tenancy import keys, projects
 
 admin.site.site_header = admin.site.site_title = "memsvc"
 admin.site.index_title = "Operation"
+admin.site.site_url = "/api/docs/"
+admin.site.enable_nav_sidebar = False  # its width is the tables'
 
 PAYLOAD_PERMISSION = "memory.view_payload"
 
@@ -85,6 +88,7 @@ class ApiKeyAdmin(Shown):
     list_select_related = ("project",)
     search_fields = ("name", "prefix", "user_id")
     fields = (*list_display, "created_at")
+    form = NewKey
     acts = (
         Act(
             name="revoke",
@@ -100,13 +104,14 @@ class ApiKeyAdmin(Shown):
         """Whoever may add keys."""
         return ModelAdmin.has_add_permission(self, request)
 
-    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
-        """A new key's form; an existing one is only shown."""
-        return super().get_form(request, obj, change=change, **kwargs) if obj else NewKey
-
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        """See get_form."""
+        """What is asked of a new key; what is shown of others."""
         return self.fields if obj else NewKey.Meta.fields
+
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+        """One way to save: every other would leave the page with the secret out."""
+        one_way = {"show_save_and_continue": False, "show_save_and_add_another": False}
+        return super().add_view(request, form_url, {**(extra_context or {}), **one_way})
 
     def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:
         """Make the key; `obj` becomes it, with its secret for the one answer that shows it."""
@@ -174,19 +179,7 @@ def _dismiss(request: HttpRequest, job: Job) -> str | None:
 class JobAdmin(Shown):
     """Accepted writes. What was to be written is seen only by those who may see payloads."""
 
-    list_display = (
-        "job_id",
-        "state",
-        "kind",
-        "user_id",
-        "project",
-        "attempts",
-        "reason",
-        "error",
-        "accepted_at",
-        "stored_after",
-        "warmed_after",
-    )
+    list_display = ("job_id", "state", "kind", "user_id", "project", "attempts", "why", "times")
     list_filter = ("state", "kind", "project", Dismissed)
     list_select_related = ("project",)
     ordering = ("-id",)
@@ -233,10 +226,11 @@ class JobAdmin(Shown):
         ),
     )
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Job]:
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """The list needs no text; a page of one job fetches its own."""
         kept = ExpressionWrapper(Q(payload__isnull=False), BooleanField())
-        return super().get_queryset(request).defer("payload", "results", "failed").annotate(kept=kept)
+        jobs: QuerySet[Any] = super().get_queryset(request)
+        return jobs.defer("payload", "results", "failed").annotate(kept=kept)
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         """What was written is left out for those who may not see payloads."""
@@ -260,15 +254,17 @@ class JobAdmin(Shown):
         """The list, under what waits now."""
         return super().changelist_view(request, {**(extra_context or {}), "backlog": status.backlog()})
 
-    @admin.display(description="stored after")
-    def stored_after(self, job: Job) -> str:
-        """From being accepted to being stored."""
-        return _between(job.accepted_at, job.stored_at)
+    @admin.display(description="reason and error")
+    def why(self, job: Job) -> str:
+        """Why it waits or has failed."""
+        return job.reason if job.reason == job.error else f"{job.reason} {job.error}".strip() or "–"
 
-    @admin.display(description="warm after")
-    def warmed_after(self, job: Job) -> str:
-        """From being accepted to being warm."""
-        return _between(job.accepted_at, job.warmed_at)
+    @admin.display(description="accepted")
+    def times(self, job: Job) -> SafeString:
+        """When it was accepted, and how long after that it was stored and warm."""
+        accepted = formats.date_format(job.accepted_at, "DATETIME_FORMAT")
+        stored, warm = (_between(job.accepted_at, later) for later in (job.stored_at, job.warmed_at))
+        return format_html("{}<br><small>stored after {}, warm after {}</small>", accepted, stored, warm)
 
     @admin.display(description="payload")
     def content(self, job: Job) -> str | SafeString:

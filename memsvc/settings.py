@@ -200,6 +200,7 @@ AUTH_PASSWORD_VALIDATORS = [
 LANGUAGE_CODE = "en"
 LANGUAGES = [("en", "English"), ("vi", "Tiếng Việt")]
 LOCALE_PATHS = [BASE_DIR / "locale"]
+FORMAT_MODULE_PATH = "memsvc.formats"
 TIME_ZONE = "UTC"
 USE_TZ = True
 APPEND_SLASH = False
