@@ -24,7 +24,8 @@ from memsvc.embedded.services import Services
 from memsvc.embedded.valkey import Valkey
 
 ROOT = Path(__file__).resolve().parent.parent
-READY_SECONDS = 120
+UP = (sys.executable, "-m", "memsvc.embedded", "up")
+READY_SECONDS = 240
 # Of the test run itself, and not for the service under test.
 OWN = ("DATABASE_URL", "REDIS_URL", "BROKER_URL", "SECRET_KEY", "MEM0_DIR", "DJANGO_SETTINGS_MODULE")
 T = TypeVar("T")
@@ -64,7 +65,7 @@ class Live:
 
     # -- its life -----------------------------------------------------------------------------------------------------
 
-    def start(self, words: Sequence[str] = (sys.executable, "-m", "memsvc.embedded", "up")) -> Live:
+    def start(self, words: Sequence[str] = UP) -> Live:
         """Begin to start, without waiting for it."""
         variables = {name: value for name, value in os.environ.items() if name not in OWN}
         for name, server in self.servers.every.items() if self.servers else ():
@@ -105,11 +106,15 @@ class Live:
         self.supervisor.send_signal(number)
         return self.supervisor.wait(60)
 
-    def kill_tree(self, *, servers: bool = True) -> None:
-        """kill -9 of the supervisor and of all that it started; with `servers`, of the test's own servers too."""
+    def kill_supervisor(self) -> None:
+        """kill -9 of the supervisor alone."""
         assert self.supervisor
         self.supervisor.kill()
         self.supervisor.wait()
+
+    def kill_tree(self, *, servers: bool = True) -> None:
+        """kill -9 of the supervisor and of all that it started; with `servers`, of the test's own servers too."""
+        self.kill_supervisor()
         own = [server.process for server in self.servers.every.values()] if self.servers and servers else []
         for record in [*self.records().values(), *(one.record for one in own if one and one.record)]:
             for pid in record.session(self.home):

@@ -1,0 +1,441 @@
+"""The two commands, from outside: what `make up` starts, keeps running and leaves behind, and what installs it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psycopg2
+import pytest
+import redis
+import requests
+
+from memsvc.embedded import process
+from memsvc.embedded.home import Home
+from memsvc.embedded.postgres import Postgres
+from memsvc.embedded.process import StartError
+from memsvc.embedded.services import Services
+from memsvc.embedded.valkey import Valkey
+from tests.live import ROOT, UP, Live, eventually, process_kill
+
+pytestmark = pytest.mark.timeout(600)
+
+SERVICES = {"postgres", "cache", "broker", "web", "worker-deliver", "worker-warm", "worker-rebuild", "beat"}
+Start = Callable[..., Live]
+
+
+@pytest.fixture
+def start(home: Path) -> Iterator[Start]:
+    """Services of this test alone, stopped and removed after it."""
+    made: list[Live] = []
+
+    def make(name: str = "up", **options: object) -> Live:
+        folder = home / f"{name}-{len(made)}-{os.urandom(3).hex()}"
+        folder.mkdir()
+        made.append(Live(folder, **options))
+        return made[-1]
+
+    yield make
+    for live in made:
+        live.remove()
+
+
+@pytest.fixture(scope="module")
+def _one(home: Path) -> Iterator[Live]:
+    one = Live(home / "one")
+    one.folder.mkdir()
+    yield one
+    one.remove()
+
+
+@pytest.fixture
+def one(_one: Live) -> Live:
+    """A service that has its own servers, ready; several tests use it, each with user ids of its own."""
+    _one.mend()
+    return _one
+
+
+@pytest.fixture
+def private(home: Path) -> Iterator[Home]:
+    """A home without anything in it."""
+    found = Home(home / f"private-{os.urandom(3).hex()}")
+    yield found
+    found.stop_leftovers()
+    found.remove()
+
+
+def add(live: Live, user: str, text: str) -> None:
+    body = {"user_id": user, "memories": [text], "wait": "stored"}
+    answer = live.call("POST", "/api/v1/memory/add", body)
+    assert answer.status_code == 200, answer.text
+
+
+def found(live: Live, user: str, query: str) -> list[str]:
+    answer = live.call("POST", "/api/v1/memory/search", {"user_id": user, "query": query})
+    assert answer.status_code == 200, answer.text
+    return [item["memory"] for item in answer.json()["results"]]
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_bare_folder_becomes_a_service_that_says_where_it_is_and_lets_the_operator_in(start):
+    live = start("a-folder-whose-name-is-far-too-long-for-the-path-of-a-unix-socket-" * 2).up()
+    key, password = live.key, (live.home / "admin-password").read_text().strip()
+
+    assert set(live.records()) == SERVICES
+    assert {mode(live.home / name) for name in ("first-key", "admin-password", "secret-key")} == {0o600}
+    for wanted in (key, password, "/api/v1/", "/api/docs/", "/admin/", str(live.home / "logs")):
+        assert wanted in live.said()
+    assert live.call("GET", "/api/v1/stats").status_code == 200
+    assert live.call("GET", "/api/v1/stats", key="").status_code == 401
+    assert live.call("GET", "/api/docs/", key="").status_code == 200
+    assert live.call("GET", "/static/admin/css/base.css", key="").status_code == 200
+    assert logs_in(live, password)
+
+    add(live, "ann", "Ann is allergic to shrimp.")
+    assert live.end() == 0
+    print(f"second start: {ready_after(live.up())} s")
+    assert (live.key, (live.home / "admin-password").read_text().strip()) == (key, password)
+    assert found(live, "ann", "What can Ann not eat?") == ["Ann is allergic to shrimp."]
+
+
+def ready_after(live: Live) -> str:
+    told = re.search(r"ready after ([\d.]+) s", live.said())
+    assert told
+    return told[1]
+
+
+def logs_in(live: Live, password: str) -> bool:
+    with requests.Session() as session:
+        url = f"{live.url}/admin/login/?next=/admin/"
+        session.get(url, timeout=30)
+        form = {"username": "admin", "password": password, "csrfmiddlewaretoken": session.cookies["csrftoken"]}
+        return session.post(url, form, timeout=30).url == f"{live.url}/admin/"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_everything_and_leaves_no_process_and_no_socket(one, number):
+    sessions = [record.pid for record in one.records().values()]
+    runtime = Home(one.home).runtime
+    assert one.end(number) == 0
+    assert not runtime.exists()
+    assert [pid for pid in sessions if of_session(pid)] == []
+
+
+def of_session(leader: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(ProcessLookupError):
+            if os.getsid(int(entry.name)) == leader and process.start_time(int(entry.name)):
+                found.append(int(entry.name))
+    return found
+
+
+def test_a_stop_during_the_start_leaves_nothing_either(one):
+    one.end()
+    one.start()
+    eventually(lambda: "broker" in one.records())
+    sessions = [record.pid for record in one.records().values()]
+    assert one.end() == 0
+    assert [pid for pid in sessions if of_session(pid)] == []
+
+
+def test_what_a_killed_supervisor_left_is_stopped_by_the_next_start(one):
+    add(one, "orphan", "Ann plays the cello.")
+    before = one.records()
+    one.kill_supervisor()
+    assert set(one.records()) == SERVICES  # they live on
+    one.up()
+    assert [name for name, record in before.items() if of_session(record.pid)] == []
+    assert "stopped what an earlier run had left" in one.said()
+    assert found(one, "orphan", "instrument") == ["Ann plays the cello."]
+
+
+def test_web_processes_whose_parent_was_killed_too_do_not_keep_the_port(one):
+    web = one.records()["web"]
+    assert len(of_session(web.pid)) > 1
+    one.kill_supervisor()
+    process_kill(web.pid)
+    one.up()
+    assert of_session(web.pid) == []
+
+
+def test_a_whole_tree_killed_at_once_starts_again_with_its_data(one):
+    add(one, "killed", "Ann plays the cello.")
+    one.kill_tree()
+    assert one.records() == {}
+    one.up()
+    assert found(one, "killed", "instrument") == ["Ann plays the cello."]
+
+
+def test_two_copies_run_side_by_side_and_know_nothing_of_each_other(one, start):
+    other = start().up()
+    assert one.key != other.key
+    add(one, "two", "Ann plays the cello.")
+    assert found(other, "two", "instrument") == []
+    assert other.call("GET", "/api/v1/stats", key=one.key).status_code == 401
+
+
+def test_a_second_start_in_the_same_folder_is_refused_and_the_first_goes_on(one):
+    second = subprocess.run(
+        UP, cwd=ROOT, env={**os.environ, "MEMSVC_HOME": str(one.home)}, capture_output=True, text=True
+    )
+    assert second.returncode == 1
+    assert "already runs" in second.stderr
+    assert one.ready()
+
+
+def test_a_start_whose_own_starter_was_killed_makes_way_for_the_next(one):
+    one.end()
+    one.start(["/bin/sh", "-c", f"{' '.join(UP)}; exit $?"])
+    one.wait_ready()
+    starter = one.supervisor.pid
+    (orphan,) = [pid for pid in of_session(starter) if pid != starter]
+    one.kill_supervisor()
+    one.up()
+    assert process.start_time(orphan) is None
+
+
+def test_a_taken_port_is_told_and_nothing_is_left_running(start):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        live = start(PORT=taken.getsockname()[1]).start()
+        assert live.supervisor.wait(60) == 1
+    assert f"cannot listen on 127.0.0.1:{live.port}" in live.said()
+    assert live.records() == {}
+
+
+def test_an_environment_that_cannot_be_used_is_told_all_at_once(start):
+    live = start(WEB_THREADS="many", LOG_LEVEL="LOUD").start()
+    assert live.supervisor.wait(60) == 1
+    assert "WEB_THREADS" in live.said()
+    assert "LOG_LEVEL" in live.said()
+
+
+@pytest.mark.parametrize("name", ["web", "worker-deliver", "cache", "broker", "postgres"])
+def test_what_dies_is_started_again(one, name):
+    died = one.records()[name]
+    one.kill(name)
+    assert eventually(lambda: one.records().get(name)) != died
+    eventually(lambda: stores(one, f"after-{name}"))
+
+
+def stores(live: Live, user: str) -> bool:
+    body = {"user_id": user, "memories": ["Still here."], "wait": "stored"}
+    try:
+        return live.call("POST", "/api/v1/memory/add", body).status_code == 200
+    except requests.RequestException:
+        return False
+
+
+def test_a_service_given_by_url_is_used_and_not_started(start, private):
+    servers = Services(private, cache_mb=32, durable=False)
+    servers.postgres.start()
+    try:
+        live = start(DATABASE_URL=servers.postgres.url).up()
+        assert set(live.records()) == SERVICES - {"postgres"}
+        assert not (live.home / "postgres").exists()
+        add(live, "ann", "Ann plays the cello.")
+    finally:
+        servers.postgres.stop()
+
+
+def test_workers_find_the_broker_again_by_themselves(live):
+    live.broker.stop()
+    answer = live.call("POST", "/api/v1/memory/add", {"user_id": "broker-away", "memories": ["Kept meanwhile."]})
+    assert answer.status_code == 202
+    live.broker.start()
+    eventually(lambda: live.call("GET", answer.json()["status_url"]).json()["status"] == "completed")
+    eventually(lambda: stores(live, "broker-back"))
+
+
+# -- the servers ------------------------------------------------------------------------------------------------------
+
+
+def test_postgresql_made_by_another_major_version_is_refused_and_untouched(private):
+    data = private.data("postgres")
+    (data / "PG_VERSION").write_text("13\n")
+    with pytest.raises(StartError, match="made by PostgreSQL 13"):
+        Postgres(private).start()
+    assert [path.name for path in data.iterdir()] == ["PG_VERSION"]
+
+
+def test_an_initdb_that_was_killed_is_begun_anew(private):
+    (private.data("postgres.new") / "PG_VERSION").write_text("18\n")
+    server = Postgres(private, durable=False)
+    server.start()
+    server.stop()
+
+
+def test_postgresql_starts_after_its_lock_file_names_a_stranger(private):
+    """As after the restart of a container, where pids begin anew."""
+    server = Postgres(private, durable=False)
+    server.start()
+    lock = private.root / "postgres" / "postmaster.pid"
+    text = lock.read_text()
+    server.stop()
+    stranger = Valkey(private, "cache", 16)
+    stranger.start()
+    record = stranger.process.record
+    lock.write_text("\n".join([str(record.pid), *text.split("\n")[1:]]))
+    server.start()
+    server.stop()
+    stranger.stop()
+
+
+def test_a_server_that_lost_its_record_is_still_found_and_stopped(private):
+    server = Postgres(private, durable=False)
+    server.start()
+    (private.root / "run" / "postgres.pid").unlink()
+    again = Postgres(private, durable=False)
+    again.start()
+    assert eventually(lambda: server.process.exited() is not None)
+    again.stop()
+
+
+def test_postgresql_flushes_what_it_commits(private):
+    server = Postgres(private)
+    server.start()
+    connection = psycopg2.connect(server.url)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('fsync'), current_setting('synchronous_commit')")
+        assert cursor.fetchone() == ("on", "on")
+    connection.close()
+    server.stop()
+
+
+def test_the_cache_evicts_and_forgets_the_broker_does_neither(private):
+    for role, policy, appends in (("cache", "allkeys-lru", "no"), ("broker", "noeviction", "yes")):
+        server = Valkey(private, role, 16)
+        server.start()
+        client = redis.Redis(unix_socket_path=str(private.sockets / f"{role}.sock"))
+        client.set("kept", role)
+        assert client.config_get("maxmemory-policy", "appendonly") == {
+            "maxmemory-policy": policy,
+            "appendonly": appends,
+        }
+        client.close()
+        server.stop()
+        server.start()
+        client = redis.Redis(unix_socket_path=str(private.sockets / f"{role}.sock"))
+        assert client.get("kept") == (b"broker" if role == "broker" else None)
+        client.close()
+        server.stop()
+
+
+def test_only_its_owner_can_enter_the_folder_of_sockets(private):
+    assert mode(private.sockets) == 0o700
+
+
+def test_a_runtime_folder_of_somebody_else_is_not_used(private):
+    folder = private.runtime
+    shutil.rmtree(folder)
+    folder.symlink_to(private.root)
+    try:
+        with pytest.raises(StartError, match="belongs to somebody else"):
+            assert Home(private.root).runtime
+    finally:
+        folder.unlink()
+
+
+def test_a_process_that_got_a_recorded_pid_later_is_left_alone(private):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
+        (private.root / "run").mkdir()
+        (private.root / "run" / "web.pid").write_text(f"{stranger.pid} another-start-time {int(signal.SIGTERM)}\n")
+        assert private.stop_leftovers() == []
+        assert stranger.poll() is None
+        stranger.communicate(b"\n")
+    assert stranger.returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user; the rest of these tests run as one")
+def test_an_ordinary_user_runs_it_as_well():
+    user = pwd.getpwnam("nobody")
+    reads = ["/bin/sh", "-c", f"test -r '{ROOT}/manage.py' && '{sys.executable}' -c 'import django'"]
+    if subprocess.run(reads, user=user.pw_uid, group=user.pw_gid, extra_groups=[], check=False).returncode:
+        pytest.skip("an ordinary user cannot read this Python or this folder")
+    folder = Path(tempfile.mkdtemp(prefix="memsvc-test-user-"))
+    os.chown(folder, user.pw_uid, user.pw_gid)
+    live = Live(folder, user="nobody", HOME=str(folder))
+    try:
+        live.up()
+        assert {(live.home / name).stat().st_uid for name in ("postgres", "broker", "first-key")} == {user.pw_uid}
+        add(live, "ann", "Ann plays the cello.")
+    finally:
+        live.end()
+        shutil.rmtree(folder)
+
+
+# -- installing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(home: Path) -> Iterator[Path]:
+    """The files that install, with requirements that need no network."""
+    folder = home / f"checkout-{os.urandom(3).hex()}"
+    (folder / "memsvc" / "embedded").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "memsvc/__init__.py"):
+        shutil.copy(ROOT / name, folder / name)
+    for name in ("__init__.py", "install.py"):
+        shutil.copy(ROOT / "memsvc" / "embedded" / name, folder / "memsvc" / "embedded" / name)
+    (folder / "memsvc/embedded/__main__.py").write_text("import sys; print('ran', *sys.argv[1:])\n")
+    (folder / "requirements.txt").write_text("# nothing\n")
+    for name in ("requirements-embedded.txt", "requirements-dev.txt"):
+        (folder / name).write_text("-r requirements.txt\n")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def make(folder: Path, *words: str, **env: str) -> str:
+    outer = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(["make", *words], cwd=folder, env={**outer, **env}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_make_creates_the_environment_once_and_installs_again_only_what_changed(checkout):
+    first = make(checkout, "up")
+    assert "Creating .venv" in first
+    assert "Installing requirements-embedded.txt" in first
+    assert first.endswith("ran up\n")
+    assert make(checkout, "up") == "ran up\n"
+    (checkout / "requirements.txt").write_text("# something else\n")
+    assert "Installing requirements-embedded.txt" in make(checkout, "up")
+
+
+def test_make_test_passes_its_arguments_on(checkout):
+    assert make(checkout, "test", "ARGS=-k warm -x").endswith("ran test -- -k warm -x\n")
+
+
+def test_behind_rest_neither_mem0_nor_its_embedder_is_installed(checkout):
+    assert "Installing requirements.txt" in make(checkout, "up", MEM0_USE_REST_API="true")
+    assert "Installing requirements-embedded.txt" in make(checkout, "up", MEM0_USE_REST_API="true", EMBEDDER="local")
+
+
+def test_an_environment_that_was_never_finished_is_made_anew(checkout):
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    (checkout / ".venv" / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    (checkout / ".venv" / "bin" / "python").chmod(0o755)
+    assert "Creating .venv" in make(checkout, "up")
+
+
+def test_what_pip_says_is_shown_in_full_when_it_fails(checkout):
+    (checkout / "requirements.txt").write_text("./no-such-package\n")
+    done = subprocess.run(["make", "up"], cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "no-such-package" in done.stderr
+    assert "ran up" not in done.stdout
