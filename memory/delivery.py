@@ -109,8 +109,9 @@ def _renew(hold: Hold, timeout: float) -> float:
 
 
 def _assert_held(hold: Hold) -> None:
-    """Inside a transaction: nobody has taken the lane over, nor will before the commit."""
-    if not Lane.objects.select_for_update().filter(pk=hold.lane, fence=hold.fence).exists():
+    """Inside a transaction: nobody has taken the lane over, nor will before the commit. The lock lets jobs that refer to
+    the lane be inserted: their transactions hold the pins that this one is about to lock."""
+    if not Lane.objects.select_for_update(no_key=True).filter(pk=hold.lane, fence=hold.fence).exists():
         raise LaneLost
 
 
@@ -385,7 +386,7 @@ def _finish(job: Job, hold: Hold, rules: Policy, reason: str = "") -> bool:
     vectors = stack.L3.vectors_for(job.project_id, [memory.text for memory in added]) if added else None
     with transaction.atomic():
         _assert_held(hold)
-        versions.lock(target.pins(), exclusive=True)
+        versions.lock(target.pins(), "move")
         before = versions.stored(target.pin).number
         moved = versions.move(target.pins(), floor=_takes_away(job)) if touched else []
         if moved:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import redis
 from django.conf import settings
@@ -59,6 +60,7 @@ _ENSURE = """
 INSERT INTO memory_pinversion (project_id, kind, pin_id, version, floor) VALUES (%s, %s, %s, 0, 0)
 ON CONFLICT DO NOTHING
 """
+_LOCKS = {"share": "FOR KEY SHARE", "move": "FOR NO KEY UPDATE", "exclude": "FOR UPDATE"}
 _READ = "SELECT version, floor FROM memory_pinversion WHERE project_id = %s AND kind = %s AND pin_id = %s"
 
 
@@ -124,17 +126,17 @@ def publish(moved: Sequence[Version]) -> bool:
     return True
 
 
-def lock(pins: Iterable[Pin], *, exclusive: bool = False) -> None:
-    """Hold the pins' rows until the transaction ends, so that job numbers follow commits for each id (PROTOCOL A1).
+def lock(pins: Iterable[Pin], mode: Literal["share", "move", "exclude"] = "share") -> None:
+    """Hold the pins' rows until the transaction ends, in lock order (PROTOCOL A1, B1).
 
-    Shared locks let other adds and version moves pass; an exclusive one waits for all of them.
+    `share` (accepting) lets other writes and moves pass; `move` keeps other moves out, so that what was read before one
+    is what it moved from; `exclude` keeps accepting out too.
     """
     ordered = in_lock_order(pins)
     with connection.cursor() as cursor:
         cursor.executemany(_ENSURE, [(pin.project, pin.kind, pin.id) for pin in ordered])
         for pin in ordered:
-            mode = "FOR UPDATE" if exclusive else "FOR KEY SHARE"
-            cursor.execute(f"{_READ} {mode}", (pin.project, pin.kind, pin.id))
+            cursor.execute(f"{_READ} {_LOCKS[mode]}", (pin.project, pin.kind, pin.id))
 
 
 def in_lock_order(pins: Iterable[Pin]) -> Sequence[Pin]:

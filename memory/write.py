@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from memory.models.jobs import UNFINISHED
 from memory.tenancy import projects
 from memory.tenancy.projects import Policy
 from memory.types import Scope
+
+log = logging.getLogger(__name__)
 
 OWNER_TIMEOUT_SECONDS = 5.0
 
@@ -85,6 +88,7 @@ def accept(write: Write, policy: Policy) -> Accepted:
                 raise
             return earlier
     except DatabaseError as error:
+        log.warning("write not accepted", extra={"reason": type(error.__cause__ or error).__name__})
         raise DatabaseUnavailable("the write was not accepted") from error
     pending.changed(write.scope.pins(), policy.generation)
     wake(job.lane_id)

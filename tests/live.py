@@ -73,6 +73,7 @@ class Live:
                 server.start()
             variables[name] = server.url
         variables |= {"MEMSVC_HOME": str(self.home), "PORT": str(self.port), **self._env}
+        self.folder.mkdir(parents=True, exist_ok=True)
         with self._output.open("wb") as output:
             self.supervisor = subprocess.Popen(
                 words,

@@ -136,3 +136,30 @@ def test_dismissing_and_retrying_touch_failed_jobs_only(mem0, redis, ann):
 
 def test_a_refused_connection_is_the_error_of_the_tree():
     assert OriginUnavailable("x").retryable
+
+
+def test_accepting_and_ending_jobs_of_one_user_at_once_never_lock_each_other_out(mem0, redis, ann):
+    """Both need the lane's row and the user's version; taken crosswise they would deadlock."""
+    gate = threading.Barrier(5)
+    failures: list[BaseException] = []
+
+    def each(work) -> None:
+        try:
+            gate.wait(5)
+            for _ in range(25):
+                work()
+        except BaseException as error:  # noqa: BLE001  (told to the test's own thread)
+            failures.append(error)
+        finally:
+            connection.close()
+
+    rules = policy(ann.project)
+    lane = write.accept(tea(ann), rules).job.lane_id
+    works = [lambda: write.accept(tea(ann), rules)] * 4 + [lambda: delivery.deliver(lane)]
+    threads = [threading.Thread(target=each, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    delivery.deliver(lane)

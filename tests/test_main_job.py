@@ -1,0 +1,221 @@
+"""The main job from outside: real processes, real Mem0, and what goes wrong on a bad day."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from typing import Any
+
+import pytest
+import requests
+
+from tests import data
+from tests.live import Live, eventually
+
+
+def fresh_user() -> str:
+    return f"user-{uuid.uuid4().hex[:8]}"
+
+
+def add(live: Live, user: str, texts: list[str], wait: str = "none", timeout_ms: int = 55_000) -> dict[str, Any]:
+    body = {"user_id": user, "memories": texts, "wait": wait} | ({} if wait == "none" else {"timeout_ms": timeout_ms})
+    answer = live.call("POST", "/api/v1/memory/add", body)
+    assert answer.status_code in (200, 202), answer.text
+    return answer.json()
+
+
+def search(live: Live, user: str, query: str, **more: Any) -> dict[str, Any]:
+    answer = live.call("POST", "/api/v1/memory/search", {"user_id": user, "query": query, **more})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def memories(live: Live, user: str) -> list[str]:
+    found, path = [], f"/api/v1/users/{user}/memories?page_size=1000"
+    while path:
+        page = live.call("GET", path).json()
+        found += [row["memory"] for row in page["results"]]
+        path = page["next"].removeprefix(live.url) if page["next"] else ""
+    return found
+
+
+def in_mem0(live: Live, user: str) -> list[str]:
+    """What Mem0 itself holds, whatever memsvc believes."""
+    return [row[0] for row in live.rows("SELECT payload->>'data' FROM mem0_memories WHERE payload->>'user_id' = %s", user)]
+
+
+def completed(live: Live, job_id: str) -> bool:
+    status = live.call("GET", f"/api/v1/jobs/{job_id}/status").json()
+    assert status["status"] != "failed", status
+    return status["status"] == "completed"
+
+
+def calls(live: Live) -> int:
+    return sum(live.call("GET", "/api/v1/stats").json()["upstream_calls"].values())
+
+
+def observations(sample: dict[str, Any]) -> list[str]:
+    facts = []
+    for name in sorted(sample["observation"]):
+        for said in sample["observation"][name].values():
+            facts += [fact for fact, _ in said]
+    return facts
+
+
+@pytest.fixture(scope="module")
+def sample() -> dict[str, Any]:
+    return min(data.load("locomo-dev.json.gz"), key=lambda one: len(observations(one)))
+
+
+@pytest.mark.timeout(300)
+def test_a_whole_conversations_facts_are_stored_once_and_answer_without_mem0(live, sample):
+    user, facts = fresh_user(), observations(sample)
+    first, rest = facts[: len(facts) // 2], facts[len(facts) // 2 :]
+    job = add(live, user, first)["job_id"]
+    done = add(live, user, rest, wait="warm")
+    assert done["warm"]["status"] == "completed"
+    assert completed(live, job)
+    assert Counter(in_mem0(live, user)) == Counter(memories(live, user)) == Counter(facts)
+    topics = live.rows("SELECT questions FROM cachewarm_topic WHERE enabled")
+    before = calls(live)
+    for (questions,) in topics:
+        for question in questions.splitlines():
+            assert search(live, user, question)["meta"]["upstream_calls"] == 0
+    summary = live.call("GET", f"/api/v1/users/{user}/summary").json()
+    assert summary["counts"]["memories"] == len(facts)
+    assert summary["stale"] is False
+    for qa in sample["qa"][:40]:
+        answer = search(live, user, qa["question"])
+        assert (answer["meta"]["layer"], answer["meta"]["upstream_calls"]) == ("L3", 0)
+    assert calls(live) == before
+
+
+@pytest.mark.timeout(120)
+def test_after_an_extraction_is_warm_its_words_answer_without_mem0(live):
+    user = fresh_user()
+    messages = [
+        {"role": "user", "content": "Con chó của tôi tên là Mực, tôi nuôi nó ba năm rồi."},
+        {"role": "assistant", "content": "Dễ thương quá!"},
+        {"role": "user", "content": "I play the cello in a small orchestra."},
+    ]
+    body = {"user_id": user, "messages": messages, "wait": "warm", "timeout_ms": 55_000}
+    done = live.call("POST", "/api/v1/memory/extract", body).json()
+    assert (done["status"], done["warm"]["status"]) == ("completed", "completed")
+    before = calls(live)
+    answer = search(live, user, "What is the name of the dog?")
+    assert answer["results"][0]["memory"] == messages[0]["content"]
+    assert answer["meta"]["upstream_calls"] == 0
+    assert calls(live) == before
+
+
+def sessions_by_process(live: Live) -> dict[str, requests.Session]:
+    """A kept connection to each web process."""
+    found: dict[str, requests.Session] = {}
+
+    def look() -> bool:
+        session = requests.Session()
+        session.headers["Authorization"] = f"Bearer {live.key}"
+        process = session.get(f"{live.url}/api/v1/stats", timeout=10).headers["X-Memsvc-Process"]
+        found.setdefault(process, session)
+        return len(found) >= 2
+
+    eventually(look)
+    return found
+
+
+@pytest.mark.timeout(120)
+def test_the_next_search_on_the_other_web_process_sees_a_stored_write(live):
+    user = fresh_user()
+    one, other = list(sessions_by_process(live).values())[:2]
+    for n in range(10):
+        writer, reader = (one, other) if n % 2 else (other, one)
+        reader.post(f"{live.url}/api/v1/memory/search", json={"user_id": user, "query": "numbers", "top_k": 50})
+        body = {"user_id": user, "memories": [f"number {n}"], "wait": "stored"}
+        assert writer.post(f"{live.url}/api/v1/memory/add", json=body, timeout=60).status_code == 200
+        question = {"user_id": user, "query": "numbers", "top_k": 50}
+        found = reader.post(f"{live.url}/api/v1/memory/search", json=question, timeout=60).json()["results"]
+        assert f"number {n}" in {row["memory"] for row in found}
+
+
+@pytest.mark.timeout(300)
+def test_accepted_writes_survive_the_death_of_everything(live):
+    users = [fresh_user() for _ in range(20)]
+    jobs = [add(live, users[n % 20], [f"fact {n}"])["job_id"] for n in range(200)]
+    eventually(lambda: any(completed(live, job) for job in jobs[:20]))
+    live.kill_tree()
+    live.mend()
+    eventually(lambda: all(completed(live, job) for job in jobs), 120)
+    for number, user in enumerate(users):
+        assert sorted(in_mem0(live, user)) == sorted(
+            f"fact {n}" for n in range(number, 200, 20)
+        )
+
+
+@pytest.mark.timeout(300)
+def test_with_redis_stopped_writes_are_accepted_and_searches_answered(live):
+    user = fresh_user()
+    add(live, user, ["An drinks green tea."], wait="warm")
+    live.cache.stop()
+    live.broker.stop()
+    job = add(live, user, ["An also drinks coffee."])["job_id"]
+    answer = search(live, user, "What does An drink?")
+    assert "An drinks green tea." in [row["memory"] for row in answer["results"]]
+    live.cache.start()
+    live.broker.start()
+    eventually(lambda: completed(live, job), 90)
+    assert sorted(in_mem0(live, user)) == ["An also drinks coffee.", "An drinks green tea."]
+    found = [row["memory"] for row in search(live, user, "What does An drink?")["results"]]
+    assert sorted(found) == sorted(in_mem0(live, user))
+
+
+@pytest.mark.timeout(300)
+def test_after_flushall_the_next_rebuild_makes_the_warm_questions_hits_again(live):
+    user = fresh_user()
+    add(live, user, ["Bình thích phim Mắt Biếc.", "Bình has a cat called Tom."], wait="warm")
+    question = live.rows("SELECT questions FROM cachewarm_topic WHERE name = 'pet'")[0][0].splitlines()[0]
+    assert search(live, user, question)["meta"]["layer"] in ("L0", "L2")
+    import redis
+
+    redis.Redis.from_url(live.cache.url).flushall()
+    rebuild(live)
+    for process, session in sessions_by_process(live).items():
+        body = {"user_id": user, "query": question}
+        answer = session.post(f"{live.url}/api/v1/memory/search", json=body, timeout=30)
+        assert answer.json()["meta"]["layer"] in ("L0", "L2"), process
+
+
+def rebuild(live: Live) -> None:
+    """What beat would do now."""
+    import os
+    import subprocess
+    import sys
+
+    from tests.live import ROOT
+
+    servers = {name: server.url for name, server in live.servers.every.items()}
+    variables = {**os.environ, **servers, **live._env, "MEMSVC_HOME": str(live.home)}
+    variables["SECRET_KEY"] = (live.home / "secret-key").read_text().strip()
+    done = subprocess.run(
+        [sys.executable, "manage.py", "rebuild", "--quiet"], cwd=ROOT, env=variables, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_unwarmed_everything_works_too(home):
+    from tests.conftest import SMALL
+
+    cold = Live(home / "cold", PROACTIVE_CACHE_ENABLED="false", **SMALL).up()
+    try:
+        user = fresh_user()
+        done = add(cold, user, ["Chi plays chess."], wait="warm")
+        assert (done["status"], done["warm"]["status"]) == ("completed", "off")
+        first, second = search(cold, user, "Which game?"), search(cold, user, "Which game?")
+        assert first["results"][0]["memory"] == "Chi plays chess."
+        assert first["meta"]["layer"] in ("L3", "L4")
+        assert second["meta"]["layer"] in ("L0", "L2")
+        assert cold.rows("SELECT count(*) FROM cachewarm_warmrun") == [(0,)]
+        run = cold.call("POST", f"/api/v1/users/{user}/warm").json()["run_id"]
+        eventually(lambda: cold.call("GET", f"/api/v1/warms/{run}").json()["status"] == "completed")
+    finally:
+        cold.remove()
