@@ -104,11 +104,13 @@ class MemoryUserAdmin(Shown):
         at = Coalesce("ended_at", "started_at", "created_at")
         age = ExpressionWrapper(Extract(Now() - at, "epoch"), FloatField())
         users: QuerySet[Any] = super().get_queryset(request)
-        return users.annotate(
-            moved=Subquery(pins.values("version")),
-            rows=Subquery(rows.order_by().values("snapshot").annotate(n=Count("pk")).values("n")),
-            run=Subquery(runs.values_list(JSONObject(state="state", at=at, age=age, error="error"))[:1]),
-        )
+        beside: dict[str, Any] = {
+            "moved": Subquery(pins.values("version")),
+            "rows": Subquery(rows.order_by().values("snapshot").annotate(n=Count("pk")).values("n")),
+            "run": Subquery(runs.values_list(JSONObject(state="state", at=at, age=age, error="error"))[:1]),
+        }
+        annotated: QuerySet[Any] = users.annotate(**beside)
+        return annotated
 
     def change_view(
         self,

@@ -229,8 +229,9 @@ class JobAdmin(Shown):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """The list needs no text; a page of one job fetches its own."""
         kept = ExpressionWrapper(Q(payload__isnull=False), BooleanField())
-        jobs: QuerySet[Any] = super().get_queryset(request)
-        return jobs.defer("payload", "results", "failed").annotate(kept=kept)
+        jobs: QuerySet[Any] = super().get_queryset(request).defer("payload", "results", "failed")
+        annotated: QuerySet[Any] = jobs.annotate(kept=kept)
+        return annotated
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         """What was written is left out for those who may not see payloads."""

@@ -8,3 +8,7 @@ class MemoryConfig(AppConfig):
 
     name = "memory"
     verbose_name = "Memory"
+
+    def ready(self) -> None:
+        """Register the system checks: models are loaded only now."""
+        from memory import checks  # noqa: F401
