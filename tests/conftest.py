@@ -18,6 +18,7 @@ import memsvc.celery  # noqa: F401 - tests send tasks
 from memory.types import Scope
 from memsvc.embedded.home import Home
 from memsvc.embedded.services import Services
+from tests.fake_mem0 import FakeMem0
 from tests.live import Live
 
 
@@ -52,6 +53,15 @@ def redis() -> Iterator[redis_client.Redis]:
     yield cache
     cache.close()
     broker.close()
+
+
+@pytest.fixture(scope="session")
+def mem0_server(home: Path) -> Iterator[FakeMem0]:
+    """The stand-in for Mem0's server, started once; whoever uses it resets it first."""
+    server = FakeMem0(os.environ["DATABASE_URL"], home / "fake_mem0")
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture

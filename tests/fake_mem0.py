@@ -279,17 +279,17 @@ class Memories:
 
     def seed(self, user_id: str, rows: int) -> None:
         """Give a user many memories, all of one vector, without the time that embedding takes."""
-        (vector,) = self.embedder.embed_batch(["filler"])
+        vector = str(self.embedder.embed("filler"))
         now = datetime.now().astimezone().isoformat()
+        payload = {"user_id": user_id, "created_at": now, "updated_at": now}
         with self.asked() as mem0:
-            mem0.vector_store.insert(
-                vectors=[vector] * rows,
-                ids=[str(uuid.uuid4()) for _ in range(rows)],
-                payloads=[
-                    {"data": f"filler {n}", "user_id": user_id, "created_at": now, "updated_at": now}
-                    for n in range(rows)
-                ],
-            )
+            mem0.vector_store._ensure_collection()
+            with mem0.vector_store._get_cursor(commit=True) as cursor:
+                cursor.execute(
+                    f"INSERT INTO {COLLECTION} SELECT gen_random_uuid(), %s::vector,"
+                    " %s::jsonb || jsonb_build_object('data', 'filler ' || n) FROM generate_series(1, %s) n",
+                    (vector, json.dumps(payload), rows),
+                )
 
 
 def _own_database(url: str) -> str:
