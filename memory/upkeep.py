@@ -45,9 +45,10 @@ def seen(queue: str) -> None:
 
 
 def workers(younger_than: float = 10.0) -> set[str]:
-    """The queues that a worker was seen on within so many seconds."""
-    names = Heartbeat.objects.filter(name__startswith="worker:", at__gt=Now() - timedelta(seconds=younger_than))
-    return {name.split(":")[1] for name in names.values_list("name", flat=True)}
+    """The queues that a worker was seen on within so many seconds, and is not known to have ended since."""
+    seen_lately = Heartbeat.objects.filter(name__startswith="worker:", at__gt=Now() - timedelta(seconds=younger_than))
+    names = (name.split(":", 2) for name in seen_lately.values_list("name", flat=True))
+    return {queue for _, queue, worker in names if not identity.gone(worker)}
 
 
 def flush_counts() -> None:
