@@ -314,25 +314,36 @@ def _truth(key: str, condition: Any, metadata: Mapping[str, Any]) -> bool | None
     held = _as_text(metadata.get(key))
     if isinstance(condition, Mapping):
         return _all(_compare(operator, held, value) for operator, value in condition.items())
+    if isinstance(condition, list):
+        return _within(held, condition, negated=False)
     if held is None:
         return None
-    if isinstance(condition, list):
-        return held in map(str, condition)
     return held == (_as_text(condition) if isinstance(condition, bool) else str(condition))
 
 
 def _compare(operator: str, held: str | None, value: Any) -> bool | None:
+    if operator in ("in", "nin"):
+        return _within(held, value, negated=operator == "nin")
     if held is None:
         return None
     match operator:
         case "eq" | "ne":
             return (held == str(value)) == (operator == "eq")
-        case "in" | "nin":
-            return (held in map(str, value)) == (operator == "in")
         case "contains":
             return str(value) in held
         case "icontains":
             return _ascii_lower(str(value)) in _ascii_lower(held)
+    return _ordered(operator, held, value)
+
+
+def _within(held: str | None, values: Sequence[Any], *, negated: bool) -> bool | None:
+    """Of no values at all even an unknown one is none."""
+    if held is None and values:
+        return None
+    return any(held == str(value) for value in values) != negated
+
+
+def _ordered(operator: str, held: str, value: float) -> bool | None:
     number = _number(held)
     if number is None:
         return None

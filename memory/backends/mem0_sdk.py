@@ -325,9 +325,7 @@ def _build() -> Any:
     # Mem0 reads both when it is imported.
     os.environ["MEM0_TELEMETRY"] = "false"
     os.environ["MEM0_DIR"] = str(home)
-    muted = logging.getLogger("mem0")
-    muted.propagate = False
-    muted.addHandler(logging.NullHandler())
+    logging.getLogger("mem0").setLevel(logging.CRITICAL + 1)
     from mem0 import Memory as Mem0  # a second of CPU, and absent where Mem0 is reached over REST
 
     connections = Connections(settings.MEM0_CONNECTIONS)

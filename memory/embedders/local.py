@@ -15,7 +15,7 @@ from memory.errors import EmbedderError
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 READ_CHARACTERS = 2000
-"""About the 512 tokens the model was made for. The engine would read on, at 1.5 ms of CPU a token."""
+"""About the 512 tokens the model was made for. They cost 1.5 s of CPU; the engine would read on."""
 
 
 def make() -> LocalEmbedder:

@@ -1,0 +1,297 @@
+"""Local ranking: against Mem0's own search, and against PostgreSQL where Mem0 leaves the work to it."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from typing import Any
+
+import numpy as np
+import pytest
+from django.db import connection
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from bench import agreement
+from memory import rank
+from memory.rank import Rows
+from memory.types import Memory
+from tests import data
+
+# PostgreSQL is asked many things of one test's connection, and keeps nothing of them.
+asking = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def rows(*texts: str, **more: Any) -> Rows:
+    return Rows(texts, **more)
+
+
+def unit(*vectors: list[float], dtype: str = "float32") -> np.ndarray:
+    made = np.array(vectors, dtype="float64")
+    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(dtype)
+
+
+def indices(ranked: rank.Ranked) -> list[int]:
+    return [index for index, _ in ranked]
+
+
+# -- like Mem0 ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("sdk")
+def test_it_agrees_with_mem0s_own_search():
+    """One LoCoMo sample through the real Mem0; `bench/agreement.py` measures all five."""
+    sample = min(data.locomo(), key=lambda sample: len(sample.facts))
+    figures = agreement.measure(sample)
+    assert figures.questions >= 100
+    assert figures.overlap >= 0.98
+    assert figures.recall[1] >= figures.recall[0]
+
+
+FACTS = ("Ann likes green tea", "Ben plays chess", "Cy reads books", "tea")
+NEAR = unit([1.0, 0.1], [0.6, 0.8], [0.0, 1.0], [0.9, 0.4])
+ASKED = unit([1.0, 0.0])[0]
+
+
+def test_the_nearest_come_first_with_their_cosine():
+    ranked = rank.like_upstream("drinks", ASKED, rows(*FACTS, vectors=NEAR), 3)
+    assert indices(ranked) == [0, 3, 1]
+    np.testing.assert_allclose([score for _, score in ranked], (NEAR @ ASKED)[[0, 3, 1]], rtol=1e-6)
+
+
+def test_the_threshold_is_a_cosine():
+    kept = rows(*FACTS, vectors=NEAR)
+    assert indices(rank.like_upstream("drinks", ASKED, kept, 10)) == [0, 3, 1], "0.1 where none is named"
+    assert indices(rank.like_upstream("drinks", ASKED, kept, 10, threshold=0.0)) == [0, 3, 1, 2]
+    assert indices(rank.like_upstream("drinks", ASKED, kept, 10, threshold=0.95)) == [0]
+
+
+def test_every_word_of_the_question_found_halves_the_scores_and_lifts_its_row():
+    close = unit([1.0, 0.1], [0.9, 0.4], [0.89, 0.4], [0.0, 1.0])
+    kept = rows("Ann likes milk", "Ben likes milk", "green tea", "green", vectors=close)
+    without, lifted = (rank.like_upstream(asked, ASKED, kept, 3) for asked in ("drinks", "Green Tea?"))
+    assert indices(without) == [0, 1, 2]
+    assert indices(lifted) == [0, 2, 1]
+    assert lifted[0][1] == pytest.approx(without[0][1] / 2)
+
+
+def test_only_the_named_rows_are_ranked_and_keep_their_numbers():
+    kept = rows(*FACTS, vectors=NEAR)
+    assert indices(rank.like_upstream("tea", ASKED, kept, 10, among=[1, 3])) == [3, 1]
+    assert rank.like_upstream("tea", ASKED, kept, 10, among=[]) == []
+    assert rank.by_words("tea", kept, 10, among=[1, 2]) == []
+
+
+@pytest.mark.parametrize("ranked", ["like_upstream", "by_words"])
+def test_what_has_expired_is_hidden_unless_asked_for(ranked):
+    kept = rows(*FACTS, vectors=NEAR, expires=["2030-01-01", None, None, "2030-01-02"])
+
+    def ask(today: str | None) -> list[int]:
+        if ranked == "by_words":
+            return indices(rank.by_words("tea", kept, 10, today=today))
+        return indices(rank.like_upstream("tea", ASKED, kept, 2, today=today))
+
+    assert set(ask(None)) == {0, 3}
+    assert set(ask("2030-01-01")) == {0, 3}
+    assert 0 not in ask("2030-01-02")
+    assert not {0, 3} & set(ask("2030-01-03"))
+
+
+@pytest.mark.parametrize("kept_as", ["float32", "float16"])
+def test_vectors_may_be_kept_in_half_the_bytes(kept_as):
+    vectors = unit(*np.random.default_rng(1).normal(size=(200, 32)).tolist(), dtype=kept_as)
+    kept = Rows([f"fact {number}" for number in range(200)], vectors)
+    asked = unit(np.random.default_rng(2).normal(size=32).tolist())[0]
+    expected = np.argsort(-(vectors.astype("float32") @ asked), kind="stable")[:10]
+    assert indices(rank.like_upstream("what", asked, kept, 10)) == expected.tolist()
+
+
+def test_nobodys_memories_are_ranked_as_none():
+    assert rank.like_upstream("tea", ASKED, rows(vectors=np.empty((0, 2), dtype="float32")), 10) == []
+    assert rank.by_words("tea", rows(), 10) == []
+
+
+def test_rows_without_vectors_cannot_be_ranked_by_them():
+    with pytest.raises(ValueError, match="words"):
+        rank.like_upstream("tea", ASKED, rows("tea"), 10)
+
+
+# -- PostgreSQL's words ------------------------------------------------------------------------------------------------
+
+sentences = st.lists(
+    st.sampled_from(["ann", "ben", "tea", "Tea", "well-known", "3.14", "trà", "and/or", "it's", "2-point", ",", "x"]),
+    max_size=12,
+).map(" ".join)
+
+
+@pytest.mark.django_db
+@asking
+@given(sentences, sentences)
+@example("ann tea tea ann tea", "tea ann")
+@example("a well-known tea", "well-known")
+def test_a_keyword_rank_is_postgresqls(text, question):
+    with connection.cursor() as cursor:
+        asked = "to_tsvector('simple', %s), plainto_tsquery('simple', %s)"
+        cursor.execute(f"SELECT ts_rank_cd({asked})", (text, question))
+        (expected,) = cursor.fetchone()
+    wanted = set(rank.terms(question))
+    found = rank._cover_density(rank.terms(text), wanted) if wanted else 0.0
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.django_db
+def test_texts_are_taken_apart_as_postgresql_does():
+    texts = [text for sample in data.locomo()[:1] for text in (*sample.facts, *(q.text for q in sample.questions))]
+    vietnamese = data.load("xquad-vi-en-dev.json.gz")["users"][:4]
+    texts += [memory["text"] for user in vietnamese for memory in user["memories"]["vi"]]
+    with connection.cursor() as cursor:
+        # Lower case first: which letters PostgreSQL folds depends on the database's locale.
+        cursor.execute(
+            "SELECT tsvector_to_array(to_tsvector('simple', t)) FROM unnest(%s) t", ([t.lower() for t in texts],)
+        )
+        theirs = [set(words) for (words,) in cursor.fetchall()]
+    same = sum(set(rank.terms(text)) == words for text, words in zip(texts, theirs, strict=True))
+    assert same / len(texts) >= 0.99
+
+
+# -- by words ----------------------------------------------------------------------------------------------------------
+
+VIETNAMESE = rows(
+    "Lan thích uống cà phê sữa đá",
+    "Lan có một con mèo tên Mướp",
+    "Lan làm việc ở Đà Nẵng",
+    "Má của Lan sống ở Huế",
+    "Lan đi xe máy",
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "best"),
+    [("uống cà phê", 0), ("uong ca phe", 0), ("lam viec o dau, Da Nang?", 2), ("con meo ten gi", 1), ("CÀ PHÊ", 0)],
+)
+def test_words_are_found_with_and_without_accents(question, best):
+    for form in ("NFC", "NFD"):
+        assert indices(rank.by_words(unicodedata.normalize(form, question), VIETNAMESE, 3))[0] == best
+
+
+def test_the_right_accents_decide_between_words_that_look_alike_without():
+    kept = rows("Lan thấy một con ma", "Lan thấy má", "Lan thấy mạ non")
+    assert indices(rank.by_words("má", kept, 3))[0] == 1
+    assert indices(rank.by_words("ma", kept, 3))[0] == 0
+
+
+def test_rare_words_weigh_more_and_scores_are_between_0_and_1():
+    kept = rows("the cat sat on the mat", "the dog sat on the log", "the zebra ran")
+    ranked = rank.by_words("the zebra", kept, 10)
+    assert indices(ranked)[0] == 2
+    assert all(0 < score <= 1 for _, score in ranked)
+    assert rank.by_words("quokka", kept, 10) == []
+    assert len(rank.by_words("the", kept, 2)) == 2
+
+
+# -- filters -----------------------------------------------------------------------------------------------------------
+
+
+def memory(metadata: dict[str, Any]) -> Memory:
+    return Memory("1", "text", metadata=metadata)
+
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 12)
+    | st.sampled_from([0.5, 1.0, 2.5, 1e16, 1e-7, -0.25])
+    | st.sampled_from(["", "a", "A", "b_c", "10%", "đỏ", "Đỏ", "2", "true", "None", "*", '["a"]', "\\", '"'])
+)
+values = (
+    scalars | st.lists(scalars, max_size=2) | st.dictionaries(st.sampled_from(["bb", "a", "đ"]), scalars, max_size=3)
+)
+keys = st.sampled_from(["k", "n"])
+operators = st.dictionaries(st.sampled_from(["eq", "ne", "contains", "icontains"]), scalars, min_size=1, max_size=2)
+lists = st.dictionaries(st.sampled_from(["in", "nin"]), st.lists(scalars, max_size=3), min_size=1)
+numbers = st.dictionaries(
+    st.sampled_from(["gt", "gte", "lt", "lte"]), st.integers(-3, 12) | st.sampled_from([0.5, 2.5]), min_size=1
+)
+simple = st.dictionaries(keys, scalars | st.lists(scalars, max_size=2) | operators | lists, min_size=1)
+groups = st.lists(simple, min_size=1, max_size=2)
+conditions = simple | st.fixed_dictionaries({}, optional={"OR": groups, "NOT": groups, "k": scalars | lists})
+
+
+def in_postgresql(asked: dict[str, Any], metadata: dict[str, Any]) -> bool:
+    """What Mem0's own translation of the filters finds."""
+    from mem0 import Memory as Mem0
+    from mem0.vector_stores.pgvector import _build_filter_conditions
+
+    processed = Mem0._process_metadata_filters(None, asked) if Mem0._has_advanced_operators(None, asked) else asked
+    parts, parameters = _build_filter_conditions(processed)
+    with connection.cursor() as cursor:
+        where = " AND ".join(parts) or "true"
+        cursor.execute(
+            f"SELECT count(*) FROM (SELECT %s::jsonb AS payload) x WHERE {where}", [json.dumps(metadata), *parameters]
+        )
+        return bool(cursor.fetchone()[0])
+
+
+@pytest.mark.django_db
+@asking
+@given(conditions, st.dictionaries(keys, values))
+@example({"k": {"ne": "a"}}, {})
+@example({"k": {"nin": ["a"]}}, {})
+@example({"NOT": [{"k": "a"}]}, {})
+@example({"k": True}, {"k": True})
+@example({"k": {"eq": True}}, {"k": True})
+@example({"NOT": [{"k": []}]}, {})
+@example({"k": {"nin": []}}, {})
+@example({"k": "*"}, {"k": None})
+@example({"k": 1e16}, {"k": 1e16})
+@example({"k": {"contains": "%"}}, {"k": "10%"})
+@example({"k": '{"a": 1, "bb": "đ"}'}, {"k": {"bb": "đ", "a": 1}})
+def test_filters_that_are_understood_match_exactly_as_in_mem0(asked, metadata):
+    if rank.understands(asked):
+        assert rank.matches(asked, memory(metadata)) == in_postgresql(asked, metadata)
+
+
+@pytest.mark.django_db
+@asking
+@given(st.dictionaries(keys, numbers, min_size=1), st.dictionaries(keys, st.integers(-3, 12) | st.floats(-3, 12)))
+@example({"k": {"gte": 2.5}}, {"k": 2.5})
+@example({"k": {"lt": 3}}, {})
+def test_numbers_compare_as_in_mem0(asked, metadata):
+    assert rank.understands(asked)
+    assert rank.matches(asked, memory(metadata)) == in_postgresql(asked, metadata)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"user_id": "ben"},
+        {"created_at": {"gte": "2030"}},
+        {"data": "x"},
+        {"k": {"like": "x"}},
+        {"k": {"gt": "3"}},
+        {"k": {"in": "abc"}},
+        {"k": {"icontains": "Đ"}},
+        {"k": {}},
+        {"k": {"eq": {"deep": 1}}},
+        {"OR": []},
+        {"OR": [{}]},
+        {"OR": [{"AND": [{"k": 1}]}]},
+        {"OR": {"k": 1}},
+        {"NOT": [{"user_id": "ben"}]},
+        {"$or": [{"k": 1}]},
+        {"AND": [{"k": 1}, {"k": 2}]},
+        {"AND": "k"},
+        {"AND": ["k"]},
+    ],
+)
+def test_what_only_mem0_can_answer_or_refuse_is_left_to_it(asked):
+    assert not rank.understands(asked)
+
+
+def test_and_joins_conditions_on_different_keys():
+    asked = {"AND": [{"k": "a"}, {"AND": [{"n": {"gte": 2}}]}]}
+    assert rank.understands(asked)
+    assert rank.matches(asked, memory({"k": "a", "n": 2}))
+    assert not rank.matches(asked, memory({"k": "a", "n": 1}))
+    assert rank.understands({})
+    assert rank.matches({}, memory({}))
