@@ -5,3 +5,7 @@ from django.core.wsgi import get_wsgi_application
 import memsvc.celery  # noqa: F401 - names the settings; views send tasks
 
 application = get_wsgi_application()
+
+from memory import upkeep  # noqa: E402 - models are loaded only now
+
+upkeep.start()

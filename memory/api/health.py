@@ -18,7 +18,7 @@ from kombu.exceptions import OperationalError as BrokerError
 
 from memory import clock, stack, upkeep
 from memory.clock import Deadline
-from memory.errors import OriginError
+from memory.errors import OriginError, OriginTimeout
 from memory.redis_client import cache
 
 QUEUES = ("deliver", "warm", "rebuild")
@@ -40,7 +40,8 @@ class Readiness:
         self._migrated = False
         self._served = False
         self._kept: tuple[float, Report] | None = None
-        self._mem0 = ("degraded", 0.0)
+        self._mem0: str | None = None
+        self._mem0_asked_at = -MEM0_EVERY_SECONDS
         self._lock = threading.Lock()
 
     def report(self) -> Report:
@@ -56,12 +57,14 @@ class Readiness:
             "postgresql": database,
             "cache": _up(_ask_cache),
             "broker": _up(_ask_broker),
-            "mem0": self._ask_mem0() if settings.MEM0_USE_REST_API else database,
+            "mem0": self._mem0 or ("degraded" if settings.MEM0_USE_REST_API else database),
             **{f"worker:{queue}": "up" if queue in seen else "down" for queue in QUEUES},
         }
         healthy = all(state == "up" for state in states.values())
         waits_for = self._waits_for(states, seen)
         self._served = self._served or waits_for is None
+        if self._served:
+            self._look_at_mem0()
         if waits_for:
             word = "down" if self._served else "starting"
             return 503, {"status": word, "waits_for": waits_for, "dependencies": states}
@@ -85,21 +88,20 @@ class Readiness:
         except DatabaseError:
             return "down", set()
 
-    def _ask_mem0(self) -> str:
-        """Mem0's state as last seen; looked at beside the request, as it may be slow."""
-        state, asked_at = self._mem0
-        if self._now() - asked_at >= MEM0_EVERY_SECONDS:
-            self._mem0 = (state, self._now())
-            threading.Thread(target=self._look_at_mem0, name="readyz", daemon=True).start()
-        return state
-
     def _look_at_mem0(self) -> None:
+        """Ask Mem0 beside the request, as it may be slow. In process the first look builds it: no search has to."""
+        if self._now() - self._mem0_asked_at >= MEM0_EVERY_SECONDS:
+            self._mem0_asked_at = self._now()
+            threading.Thread(target=self._ask_mem0, name="readyz", daemon=True).start()
+
+    def _ask_mem0(self) -> None:
         try:
             stack.origin().check(Deadline.after(MEM0_TIMEOUT_SECONDS))
-            state = "up"
+            self._mem0 = "up"
+        except OriginTimeout:
+            self._mem0 = "degraded"
         except OriginError:
-            state = "down"
-        self._mem0 = (state, self._mem0[1])
+            self._mem0 = "down"
 
 
 _readiness = Readiness()

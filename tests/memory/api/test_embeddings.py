@@ -11,12 +11,12 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from django.core.wsgi import get_wsgi_application
 
 from memory import bulkhead, embedders
 from memory.embedders.base import Action, Vectors
 from memory.models import Project
 from memory.tenancy import keys
-from memsvc.wsgi import application
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -47,7 +47,7 @@ def connect(project: Project, embedded) -> Connect:
         secret = (
             secret or keys.create(key.pop("of", project), name="test", scopes=key.pop("scopes", ["read"]), **key)[1]
         )
-        http = httpx.Client(transport=httpx.WSGITransport(app=application))
+        http = httpx.Client(transport=httpx.WSGITransport(app=get_wsgi_application()))
         return openai.OpenAI(api_key=secret, base_url="http://localhost/v1", http_client=http, max_retries=0)
 
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -34,7 +35,7 @@ def world() -> World:
 
 
 @pytest.fixture
-def ask(world: World, redis: object) -> Callable[[], tuple[int, dict]]:
+def ask(world: World, redis: object, mem0: object) -> Callable[[], tuple[int, dict]]:
     readiness = Readiness(world.workers, lambda: world.now)
 
     def later() -> tuple[int, dict]:
@@ -96,6 +97,14 @@ def test_a_broker_that_is_away_is_told(world, ask, monkeypatch):
     monkeypatch.setattr(health, "_ask_broker", _refuse)
     status, body = ask()
     assert (status, body["dependencies"]["broker"]) == (200, "down")
+
+
+def test_mem0_is_asked_beside_the_request(world, ask, mem0):
+    world.seen = set(QUEUES)
+    mem0.asked = threading.Event()
+    mem0.check = lambda deadline: mem0.asked.set()
+    assert ask()[1]["dependencies"]["mem0"] == "up"
+    assert mem0.asked.wait(5)
 
 
 def test_health_needs_no_key(redis):
