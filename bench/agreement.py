@@ -1,4 +1,5 @@
-"""How far local ranking agrees with Mem0's own search: LoCoMo dev, the same memories and vectors on both sides.
+"""How far local ranking agrees with Mem0's own search: LoCoMo dev, the same memories and vectors on both sides, ours
+as L3 keeps them.
 
     python -m bench.agreement            all samples: about three minutes, most of it embedding
     python -m bench.agreement conv-26    one
@@ -48,6 +49,7 @@ def measure(sample: object, project: int = 0) -> Figures:
     from memory import embedders, rank
     from memory.backends.mem0_sdk import Mem0SDK
     from memory.clock import Deadline
+    from memory.layers import l3_rows
     from memory.layers.l1_vectors import CachedEmbedder
     from memory.types import Query, Scope
     from tests.data import Sample
@@ -61,7 +63,8 @@ def measure(sample: object, project: int = 0) -> Figures:
     stored = mem0.add(scope, sample.facts, {}, None, Deadline.after(600))
     try:
         places = {row.id: place for place, row in enumerate(stored)}
-        rows = rank.Rows(sample.facts, embedder.embed(sample.facts, "passage"))
+        kept = l3_rows.loosen(l3_rows.keep(embedder.embed(sample.facts, "passage")))
+        rows = rank.Rows(sample.facts, kept)
         totals = [0.0] * 7
         for question in sample.questions:
             theirs = [places[m.id] for m in mem0.search(Query(scope, question.text, TOP), Deadline.after(60))]

@@ -65,7 +65,8 @@ class Rows:
     def words(self) -> tuple[Index, Index]:
         """Words as they are written, and without accents."""
         written = [texts.tokens(text) for text in self.texts]
-        return Index(written), Index([[texts.strip_accents(word) for word in row] for row in written])
+        bare = {word: texts.strip_accents(word) for word in {word for row in written for word in row}}
+        return Index(written), Index([[bare[word] for word in row] for row in written])
 
     def hidden(self, today: str | None) -> set[int]:
         """The rows that have expired before `today`; none where that is None."""
@@ -126,15 +127,15 @@ def _keyword_scores(question: str, rows: Rows, among: Sequence[int] | None, most
     wanted = set(terms(question))
     if not wanted:
         return {}
-    # Rare words are long: most rows are passed over at the first.
-    first = sorted(wanted, key=len, reverse=True)
     count = len(question.split())
     midpoint, steepness = next((mid, steep) for words, mid, steep in SIGMOIDS if count <= words)
     lowered = rows.lowered
+    # Long words are rare: the longest leaves few rows to look at closely.
+    longest = max(wanted, key=len)
+    near = [index for index in (range(len(lowered)) if among is None else among) if longest in lowered[index]]
     found = {}
-    for index in range(len(lowered)) if among is None else among:
-        held = lowered[index]
-        if all(word in held for word in first) and (rank := _cover_density(terms(held), wanted)):
+    for index in near:
+        if all(word in lowered[index] for word in wanted) and (rank := _cover_density(terms(lowered[index]), wanted)):
             found[int(index)] = 1.0 / (1.0 + math.exp(-steepness * (rank - midpoint)))
     return found if len(found) <= most else dict(sorted(found.items(), key=lambda row: -row[1])[:most])
 
