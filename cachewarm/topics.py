@@ -18,8 +18,8 @@ from memory.errors import EmbedderError
 from memory.layers.l1_vectors import CachedEmbedder
 
 FAVORITE = "favorite"
-RELEVANT = 0.06
-"""Least score of a memory in a topic. On 52 labelled facts, two languages, 11 topics: recall 0.87, precision 0.65."""
+RELEVANT = 0.05
+"""Least score of a memory in a topic. On 52 labelled facts, two languages, 11 topics: recall 0.86, precision 0.52."""
 NOTHING = 1e-6
 
 DEFAULTS: tuple[tuple[str, str, str, str, str], ...] = (
@@ -84,6 +84,28 @@ DEFAULTS: tuple[tuple[str, str, str, str, str], ...] = (
     ),
 )
 """(name, title, group, question in English, question in Vietnamese)"""
+
+MANNERS: tuple[tuple[str, ...], ...] = (
+    tuple(topic[3] for topic in DEFAULTS),
+    tuple(topic[4] for topic in DEFAULTS),
+    (
+        "What are my favourite movies and films?",
+        "What pets do I have, a dog or a cat?",
+        "Who are my friends?",
+        "What can I do well?",
+        "What are my job, age, family and home town?",
+        "What events and appointments do I have?",
+    ),
+    (
+        "Tôi thích xem phim nào?",
+        "Tôi nuôi thú cưng nào, chó hay mèo?",
+        "Bạn bè, bạn thân của tôi là ai?",
+        "Tôi có kỹ năng gì, biết làm gì giỏi?",
+        "Nghề nghiệp, tuổi, gia đình, quê quán, nơi ở của tôi là gì?",
+        "Tôi có sự kiện, lịch hẹn, ngày kỷ niệm nào?",
+    ),
+)
+"""The same range of questions in each language, of the user and of oneself: what differs is only how they are asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +173,26 @@ def _by_words(topic: Asked, rows: rank.Rows) -> list[tuple[int, float]]:
 
 @lru_cache(maxsize=256)
 def _direction(model: str, project_id: int, asked: tuple[str, ...]) -> Vectors:
-    """The unit vector of what a topic asks beyond what every topic asks.
+    """The unit vector of what a topic asks, free of the manner in which it asks.
 
-    Taking the questions' mean over all default topics away removes what makes a memory near to any question: its
-    language, its being about "the user". On the labelled facts mean average precision rises from 0.57 to 0.87, and
-    Vietnamese facts rank beside English ones under either question.
+    What makes a memory near to any question, above all its language, is the same for all topics: the mean of MANNERS
+    and the directions between them are taken away. On the labelled facts mean average precision rises from 0.57 to
+    0.86, with the questions of one language alone from 0.43 to 0.83, and facts of both languages rank as equals.
     """
-    common = [question for _, _, _, *both in DEFAULTS for question in both]
-    made = _embed(project_id, [*asked, *common])
-    beyond = made[: len(asked)].mean(axis=0) - made[len(asked) :].mean(axis=0)
+    mean, between = _manners(model, project_id)
+    beyond = _embed(project_id, asked).mean(axis=0) - mean
+    beyond -= between @ (between.T @ beyond)
     length = float(np.linalg.norm(beyond))
-    return np.asarray(beyond / length if length > NOTHING else made[0], dtype=np.float32)
+    return np.asarray(beyond / length if length > NOTHING else mean, dtype=np.float32)
+
+
+@lru_cache(maxsize=64)
+def _manners(model: str, project_id: int) -> tuple[Vectors, Vectors]:
+    """The mean of all manners of asking, and an orthonormal basis, as columns, of what lies between them."""
+    means = np.stack([_embed(project_id, questions).mean(axis=0) for questions in MANNERS])
+    mean = means.mean(axis=0)
+    between, _ = np.linalg.qr((means[:-1] - mean).T)
+    return mean, between
 
 
 def _embed(project_id: int, asked: Sequence[str]) -> Vectors:
