@@ -88,6 +88,7 @@ QUERY: dict[str, TypeAdapter[Any]] = {
     "top_k": TypeAdapter(Annotated[int, Field(ge=0, le=LISTED)]),
     "show_expired": TypeAdapter(bool),
 }
+KIND: TypeAdapter[Any] = TypeAdapter(Literal["user", "agent", "run"])
 
 
 class Refused(Exception):
@@ -239,6 +240,13 @@ class Memories:
         with self.asked(client_errors=False) as mem0:
             mem0.delete_all(**filters)
         return {"message": message}
+
+    def delete_entity(self, kind: str, name: str) -> Any:
+        try:
+            KIND.validate_python(kind)
+        except ValidationError as error:
+            raise invalid(error, "path", "entity_type") from error
+        return self.delete_all({FIELD_OF[kind]: name}, "Entity deleted")
 
     def entities(self) -> Any:
         with self.asked(client_errors=False) as mem0:
@@ -544,9 +552,9 @@ ROUTES = (
     Route("GET", "/entities", "entities", lambda asked: asked.memories.entities()),
     Route(
         "DELETE",
-        "/entities/(user|agent|run)/([^/]+)",
+        "/entities/([^/]+)/([^/]+)",
         "delete_all",
-        lambda asked: asked.memories.delete_all({FIELD_OF[asked.names[0]]: asked.names[1]}, "Entity deleted"),
+        lambda asked: asked.memories.delete_entity(*asked.names),
     ),
     Route("POST", "/reset", "reset", lambda asked: asked.memories.reset()),
     Route("GET", "/configure", "configure", lambda asked: _configuration()),
@@ -595,7 +603,7 @@ def _json(body: bytes) -> Any:
 
 def _body(model: Any, parsed: Any) -> Any:
     try:
-        return TypeAdapter(model).validate_python(parsed)
+        return TypeAdapter(model).validate_python(parsed, from_attributes=True)
     except ValidationError as error:
         raise invalid(error, "body") from error
 

@@ -42,22 +42,17 @@ def for_search(scope: Scope, conditions: Mapping[str, Any]) -> dict[str, Any] | 
     if not ids:
         raise ValueError("a search needs a user_id, agent_id or run_id")
     found: dict[str, Any] = {}
-    about_ids: list[tuple[str, Any]] = []
+    pinned: list[tuple[str, Any]] = []
     for key, condition in _flat(conditions):
         if key not in IDS:
             _add(found, key, condition)
-        elif key not in ids and (only := _equal(condition)) is not None:
-            ids[key] = check_id(key, only)
+        elif key in ids:
+            pinned.append((key, condition))
         else:
-            about_ids.append((key, _checked(key, condition)))
-    if not all(_holds(ids[key], condition) for key, condition in about_ids if key in ids):
+            ids[key] = _equal(key, condition)
+    if not all(_holds(ids[key], _checked(key, condition)) for key, condition in pinned):
         return None
-    # At the top level Mem0 takes the operators of an id for the id itself.
-    nested: dict[str, Any] = {}
-    for key, condition in about_ids:
-        if key not in ids:
-            _add(nested, key, condition)
-    return {**ids, **found, **({"AND": [nested]} if nested else {})}
+    return {**ids, **found}
 
 
 def compares_numbers(filters: Mapping[str, Any]) -> bool:
@@ -125,11 +120,13 @@ def _checked(key: str, condition: Any) -> Any:
     return dict(condition)
 
 
-def _equal(condition: Any) -> str | None:
-    """The id that a condition pins by equality."""
+def _equal(key: str, condition: Any) -> str:
+    """The id that a condition pins, or `*` for any. Mem0 fails on operators here."""
     if isinstance(condition, Mapping) and condition.keys() == {"eq"}:
         condition = condition["eq"]
-    return condition if isinstance(condition, str) and condition != EVERY else None
+    if not isinstance(condition, str):
+        raise OriginRejected(f"Mem0 compares {key} for equality only")
+    return condition if condition == EVERY else check_id(key, condition)
 
 
 def _holds(value: str, condition: Any) -> bool:

@@ -1,6 +1,7 @@
 """The stand-in answers as Mem0's real server did, and the backend reads those answers as they were meant.
 
-The transcript is 82 requests in order, each with the real server's answer. Differences that stay are in
+Two transcripts, each of requests in order with the real server's answers: one of 82 cases that is kept apart from the
+project, and `transcript.jsonl` beside this file, of what is dangerous or odd. Differences that stay are in
 `docs/compatibility.md`. With MEM0_REAL_URL set, the same requests go to a real server instead, which is emptied first.
 """
 
@@ -9,7 +10,10 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -25,7 +29,10 @@ from memory.types import Memory, Query, Scope
 from tests import data
 from tests.fake_mem0 import FakeMem0
 
-CASES = 82
+APART = "mem0-oss-transcript.jsonl"
+OURS = Path(__file__).parent / "transcript.jsonl"
+CASES = [(APART, number) for number in range(82)]
+CASES += [(OURS.name, number) for number in range(len(OURS.read_text("utf-8").splitlines()))]
 LONG = "Long text about sailing boats. " * 4000
 LONG_BODIES = {
     "add 124 KB text": {"messages": [{"role": "user", "content": LONG}], "user_id": "big", "infer": False},
@@ -58,15 +65,23 @@ class Exchange:
         return json.loads(self.body) if self.body else None
 
 
-@pytest.fixture(scope="module")
-def transcript() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in data.path("mem0-oss-transcript.jsonl").read_text("utf-8").splitlines()]
+Replay = Callable[[str], list[Exchange]]
+
+
+def recorded(name: str) -> list[dict[str, Any]]:
+    path = OURS if name == OURS.name else data.path(name)
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
-def replayed(transcript: list[dict[str, Any]], mem0_server: FakeMem0) -> list[Exchange]:
-    """The whole transcript asked again, in order; ids of its memories stand for those given out now."""
+def replay(mem0_server: FakeMem0) -> Replay:
+    """A transcript asked again, once."""
     url, key = os.environ.get("MEM0_REAL_URL", mem0_server.url), os.environ.get("MEM0_REAL_KEY", mem0_server.key)
+    return cache(lambda name: asked_again(recorded(name), url, key))
+
+
+def asked_again(transcript: list[dict[str, Any]], url: str, key: str) -> list[Exchange]:
+    """All of it, in order; ids of its memories stand for those given out now."""
     requests.post(f"{url}/reset", headers={"X-API-Key": key}, timeout=30).raise_for_status()
     now: dict[str, str] = {}
     exchanges = []
@@ -88,21 +103,23 @@ def replayed(transcript: list[dict[str, Any]], mem0_server: FakeMem0) -> list[Ex
         )
         exchanges.append(Exchange(case, reply.status_code, str(reply.headers.get("Content-Type")), reply.content))
         if case["case"].startswith("add") and isinstance(case["response"], dict) and reply.ok:
-            recorded = case["response"]["results"]
-            now |= {then["id"]: new["id"] for then, new in zip(recorded, reply.json()["results"], strict=True)}
+            pairs = zip(case["response"]["results"], reply.json()["results"], strict=True)
+            now |= {then["id"]: new["id"] for then, new in pairs}
     return exchanges
 
 
-@pytest.mark.parametrize("number", range(CASES))
-def test_the_stand_in_answers_as_the_real_server_did(replayed: list[Exchange], number: int) -> None:
-    exchange = replayed[number]
+@pytest.mark.parametrize(("name", "number"), CASES)
+def test_the_stand_in_answers_as_the_real_server_did(replay: Replay, name: str, number: int) -> None:
+    exchange = replay(name)[number]
     case = exchange.case
     assert (exchange.status, exchange.content_type) == (case["status"], case["content_type"]), case["case"]
     if case.get("response_cut"):
-        recorded = _keys(case["response"])
-        assert _keys(exchange.body.decode())[: len(recorded)] == recorded, case["case"]
+        first = _keys(case["response"])
+        assert _keys(exchange.body.decode())[: len(first)] == first, case["case"]
     elif case["case"] not in ANOTHER_EMBEDDER | NOT_ITS_WORDS:
         assert _form(exchange.answer) == _form(case["response"]), case["case"]
+    if name == OURS.name:
+        assert _texts(exchange.answer) == _texts(case["response"]), case["case"]
 
 
 def _form(answer: Any) -> Any:
@@ -125,6 +142,12 @@ def _rows(rows: list[Any]) -> Any:
     return sorted({tuple(sorted(row.keys() - OPTIONAL)) for row in rows})
 
 
+def _texts(answer: Any) -> list[str]:
+    """Which memories were told of."""
+    rows = answer.get("results", []) if isinstance(answer, dict) else []
+    return sorted(row["memory"] for row in rows)
+
+
 def _keys(text: str) -> list[str]:
     """The first keys in a body of which only the beginning was recorded."""
     return re.findall(r'"(\w+)":', text)[:4]
@@ -132,12 +155,12 @@ def _keys(text: str) -> list[str]:
 
 MEANT = {200: None, 307: OriginUnavailable, 400: OriginRejected, 401: OriginUnavailable, 404: OriginUnavailable}
 MEANT |= {405: OriginUnavailable, 422: OriginRejected, 502: OriginUnavailable}
-UNKNOWN_MEMORY = {"update unknown", "delete again"}
+UNKNOWN_MEMORY = {"update unknown", "delete again", "delete unknown id"}
 
 
-@pytest.mark.parametrize("number", range(CASES))
-def test_the_backend_reads_each_recorded_answer_as_it_was_meant(transcript: list[dict[str, Any]], number: int) -> None:
-    case = transcript[number]
+@pytest.mark.parametrize(("name", "number"), CASES)
+def test_the_backend_reads_each_recorded_answer_as_it_was_meant(name: str, number: int) -> None:
+    case = recorded(name)[number]
     if case.get("response_cut"):
         pytest.skip("recorded in part")
     error = OriginNotFound if case["case"] in UNKNOWN_MEMORY else MEANT[case["status"]]
