@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 from collections import Counter
 from typing import Any
 
 import orjson
 from django.conf import settings
-from django.db import Error as DatabaseError
 from django.db import connection
-from psycopg2.extras import execute_values
 
 from cachewarm.models import LearnedQuery
 from memory import db
 from memory.types import Query, Scope
 
-log = logging.getLogger(__name__)
-
 MOST_NOTED = 2000
 """Questions kept in the process until they are saved; more in one second are a sample anyway."""
-SAVE_SECONDS = 1.0
 HALF_LIFE_SECONDS = 7 * 24 * 3600
 
 # Weights are log2 of a sum of 2^(age in half-lives): what was added never has to decay, newer uses just weigh more.
@@ -43,25 +36,26 @@ DELETE FROM cachewarm_learnedquery WHERE id IN (
 
 _noted: Counter[Query] = Counter()
 _lock = threading.Lock()
-_saving = False
 
 
 def note(query: Query) -> None:
-    """Remember a question; saved within a second or so by a thread of its own."""
-    global _saving
+    """Remember a question until the process's upkeep saves it, within a second or so."""
     if query.scope.user_id is None or not settings.WARM_SET_QUERIES:
         return
     with _lock:
         if query in _noted or len(_noted) < MOST_NOTED:
             _noted[query] += 1
-        if _saving:
-            return
-        _saving = True
-    threading.Thread(target=_save_soon, name="learned", daemon=True).start()
+
+
+def forget() -> None:
+    """Drop what was noted and not saved."""
+    with _lock:
+        _noted.clear()
 
 
 def save() -> None:
-    """Write what was noted to PostgreSQL; each user keeps twice the warm set's size."""
+    """Write what was noted to PostgreSQL; each user keeps twice the warm set's size. Where it cannot be written it is
+    forgotten, and learned again."""
     with _lock:
         noted = dict(_noted)
         _noted.clear()
@@ -72,8 +66,8 @@ def save() -> None:
         for query, times in noted.items()
     ]
     users = list({(row[0], row[1]) for row in rows})
+    db.write_many(_SAVE, sorted(rows), template=_WORTH)
     with connection.cursor() as cursor:
-        execute_values(cursor.cursor, _SAVE, sorted(rows), template=_WORTH)
         cursor.execute(
             _TRIM,
             ([project for project, _ in users], [user for _, user in users], 2 * settings.WARM_SET_QUERIES),
@@ -107,16 +101,3 @@ def _query(scope: Scope, kept: dict[str, Any]) -> Query:
         filters=kept["filters"],
         show_expired=kept["show_expired"],
     )
-
-
-def _save_soon() -> None:
-    global _saving
-    time.sleep(SAVE_SECONDS)
-    with _lock:
-        _saving = False
-    try:
-        save()
-    except DatabaseError as error:  # what was asked meanwhile is forgotten, and learned again
-        log.warning("learned questions not saved", extra={"reason": type(error).__name__})
-    finally:
-        db.release()

@@ -22,6 +22,7 @@ def connect(app: AppConfig) -> None:
     """Called once, when the apps are ready."""
     signals.memories_changed.connect(warm_after_write, dispatch_uid="cachewarm.write")
     signals.loaded.connect(learn, dispatch_uid="cachewarm.learn")
+    signals.ticked.connect(save_learned, dispatch_uid="cachewarm.learned")
     signals.swept.connect(hand_over, dispatch_uid="cachewarm.sweep")
     post_migrate.connect(create_defaults, sender=app, dispatch_uid="cachewarm.defaults")
 
@@ -44,6 +45,14 @@ def warm_after_write(sender: object, project_id: int, user_id: str, version: int
 def learn(sender: object, query: Query, **_: Any) -> None:
     """Remember what the user asked."""
     learned.note(query)
+
+
+def save_learned(sender: object, **_: Any) -> None:
+    """What this process has noted since."""
+    try:
+        learned.save()
+    except DatabaseError as error:
+        log.warning("learned questions not saved", extra={"reason": type(error).__name__})
 
 
 def hand_over(sender: object, **_: Any) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import orjson
 from django.db import connection
-from psycopg2.extras import execute_values
 
+from memory import db
 from memory.embedders.base import Vectors
 from memory.rank import Rows
 from memory.text import text_hash
@@ -111,8 +111,7 @@ def write(snapshot: int, memories: Sequence[Memory], vectors: Mapping[bytes, byt
         for memory in memories
     ]
     if values:
-        with connection.cursor() as cursor:
-            execute_values(cursor.cursor, _UPSERT, values, page_size=PAGE)
+        db.write_many(_UPSERT, values, page=PAGE)
 
 
 def remove(snapshot: int, memory_ids: Iterable[str]) -> None:
