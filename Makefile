@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or 3.12; everything else comes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help up test lint fmt clean
+.PHONY: help up demo test lint fmt clean
 
 PYTHON := .venv/bin/python
 INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -15,6 +15,10 @@ help: ## show this
 
 up: ## install what is missing, start everything, print where it is; Ctrl-C stops it
 	@$(INSTALL) up && exec $(PYTHON) -m memsvc.embedded up
+
+demo: ## questions cold, warm and after a write, against the running service
+	@test -x $(PYTHON) || { echo "Start the service first: make up" >&2; exit 1; }
+	@exec $(PYTHON) -m demo
 
 test: ## run all tests on private PostgreSQL and Valkey; make test ARGS="-k warm"
 	@$(INSTALL) dev && exec $(PYTHON) -m memsvc.embedded test -- $(ARGS)
