@@ -223,8 +223,10 @@ def test_more_callers_than_connections_wait_for_each_other(sdk, ann, settings):
 
 
 @pytest.fixture
-def locked(sdk: Mem0SDK, ann: Scope, settings) -> Iterator[None]:
-    """The collection, locked by somebody else."""
+def locked(sdk: Mem0SDK, ann: Scope, settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The collection, locked by somebody else; no other limit than the call's ends the wait for it."""
+    monkeypatch.setitem(connection.settings_dict, "STATEMENT_TIMEOUT_SECONDS", 0)
+    mem0_sdk.close()
     sdk.check(soon())
     with closing(other_connection()) as other, other.cursor() as cursor:
         cursor.execute(f'LOCK TABLE "{settings.MEM0_COLLECTION}" IN ACCESS EXCLUSIVE MODE')
