@@ -10,9 +10,9 @@ from django.db import OperationalError
 from django.test import Client
 
 from memory.api import health
-from memory.api.health import KEPT_SECONDS, QUEUES, START_SECONDS, Readiness
+from memory.api.health import EVERY_SECONDS, QUEUES, START_SECONDS, Readiness
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.django_db(transaction=True)
 
 
 class World:
@@ -22,6 +22,7 @@ class World:
         self.now = 0.0
         self.seen: set[str] = set()
         self.away = False
+        self.ended = threading.Event()
 
     def workers(self) -> set[str]:
         if self.away:
@@ -39,7 +40,7 @@ def ask(world: World, redis: object, mem0: object) -> Callable[[], tuple[int, di
     readiness = Readiness(world.workers, lambda: world.now)
 
     def later() -> tuple[int, dict]:
-        world.now += KEPT_SECONDS
+        world.now += EVERY_SECONDS
         return readiness.report()
 
     return later
@@ -86,6 +87,7 @@ def test_ready_while_one_store_answers_and_not_when_none_does(world, ask, monkey
 
 
 def test_dependencies_are_asked_once_a_second(world, redis):
+    world.now = START_SECONDS
     readiness = Readiness(world.workers, lambda: world.now)
     first = readiness.report()
     world.seen = set(QUEUES)
@@ -99,12 +101,21 @@ def test_a_broker_that_is_away_is_told(world, ask, monkeypatch):
     assert (status, body["dependencies"]["broker"]) == (200, "down")
 
 
+def test_what_hangs_is_told_and_hangs_no_probe(world, ask, monkeypatch):
+    world.seen = set(QUEUES)
+    ask()
+    for name in ("_ask_broker", "_ask_cache"):
+        monkeypatch.setattr(health, name, world.ended.wait)
+    status, body = ask()
+    world.ended.set()
+    assert (status, body["dependencies"]["broker"], body["dependencies"]["cache"]) == (200, "down", "down")
+
+
 def test_mem0_is_asked_beside_the_request(world, ask, mem0):
     world.seen = set(QUEUES)
-    mem0.asked = threading.Event()
-    mem0.check = lambda deadline: mem0.asked.set()
-    assert ask()[1]["dependencies"]["mem0"] == "up"
-    assert mem0.asked.wait(5)
+    mem0.check = lambda deadline: world.ended.set()
+    assert ask()[0] == 200
+    assert world.ended.wait(5)
 
 
 def test_health_needs_no_key(redis):
