@@ -58,6 +58,8 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 MEM0_USE_REST_API = env.boolean("MEM0_USE_REST_API", default=False)
 MEM0_REST_API_URL = env.text("MEM0_REST_API_URL")
 MEM0_REST_API_KEY = env.secret("MEM0_REST_API_KEY")
+# Certificates (PEM) that Mem0's own must come from; empty: those that browsers trust.
+MEM0_REST_API_CA_FILE = env.text("MEM0_REST_API_CA_FILE")
 # Seconds one call to Mem0 over REST may take.
 MEM0_REST_API_TIMEOUT = env.seconds("MEM0_REST_API_TIMEOUT", 30, least=0.05)
 # Seconds an extraction may take: an LLM is behind it.

@@ -76,7 +76,8 @@ def failure(reply: Reply, *, embeds_first: bool = False, compares_numbers: bool 
     detail, code = _problem(reply.body)
     pause = retry.retry_after(reply.headers.get("Retry-After"), clock.wall())
     said = f"Mem0 answered {reply.status} {code}".rstrip()
-    if reply.status == 404 and detail != "Not Found":
+    # "Not Found" alone is the server's word for a path, and others' for anything.
+    if reply.status == 404 and isinstance(detail, str) and detail.startswith("Memory with id"):
         return OriginNotFound("Mem0 knows no such memory", status=404)
     if reply.status in MISTAKEN:
         return OriginUnavailable(f"{said}: see {MISTAKEN[reply.status]}")

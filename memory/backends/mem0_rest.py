@@ -51,10 +51,12 @@ class Mem0REST:
         key: str = "",
         timeout: float = 30.0,
         extract_timeout: float = 100.0,
+        ca_file: str = "",
         connections: int = 64,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._transport = Transport(url, {"X-API-Key": key} if key else {}, connections=connections)
+        headers = {"X-API-Key": key} if key else {}
+        self._transport = Transport(url, headers, ca_file=ca_file, connections=connections)
         self._host = urlsplit(url).hostname or ""
         self._timeout, self._extract_timeout = timeout, extract_timeout
         self._pause = pause
@@ -283,6 +285,7 @@ def connect() -> Backend:
         key=settings.MEM0_REST_API_KEY,
         timeout=settings.MEM0_REST_API_TIMEOUT,
         extract_timeout=settings.MEM0_EXTRACT_TIMEOUT_SECONDS,
+        ca_file=settings.MEM0_REST_API_CA_FILE,
         connections=settings.WEB_THREADS,
     )
     return Guarded(rest)

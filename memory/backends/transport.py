@@ -126,10 +126,10 @@ class Reply:
 class Transport:
     """Calls to one server. Every process has connections of its own, also after a fork."""
 
-    def __init__(self, base_url: str, headers: Mapping[str, str], *, connections: int = 64) -> None:
+    def __init__(self, base_url: str, headers: Mapping[str, str], *, ca_file: str = "", connections: int = 64) -> None:
         self._base = base_url.rstrip("/")
         self._headers = dict(headers)
-        self._connections = connections
+        self._ca_file, self._connections = ca_file, connections
         self._sessions: dict[int, requests.Session] = {}
 
     def _session(self) -> requests.Session:
@@ -140,8 +140,7 @@ class Transport:
     def _open(self) -> requests.Session:
         session = requests.Session()
         session.trust_env = False  # neither a proxy nor a .netrc entry may see the key
-        if ca := os.environ.get("REQUESTS_CA_BUNDLE"):
-            session.verify = ca
+        session.verify = self._ca_file or True
         session.headers.update(self._headers)
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         for scheme in ("http://", "https://"):

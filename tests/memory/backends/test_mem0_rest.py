@@ -17,7 +17,6 @@ from memory.backends.transport import Reply
 from memory.clock import Deadline
 from memory.errors import (
     OriginError,
-    OriginNotFound,
     OriginRateLimited,
     OriginRejected,
     OriginTimeout,
@@ -200,7 +199,7 @@ def test_a_pause_beyond_the_deadline_is_left_to_the_caller(rest, server, pauses)
         (400, "", OriginRejected, False),
         (401, "", OriginUnavailable, False),
         (403, "", OriginRejected, False),
-        (404, "", OriginNotFound, False),
+        (404, "", OriginUnavailable, False),
         (408, "", OriginTimeout, True),
         (413, "", OriginRejected, False),
         (422, "", OriginRejected, False),
