@@ -16,7 +16,7 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models import Count, Sum
 from django.utils import timezone
 
-from memory import clock, outbox, pending, stack, versions
+from memory import bulkhead, clock, db, outbox, pending, stack, versions
 from memory.clock import Deadline
 from memory.errors import DatabaseUnavailable, LayerError, MemsvcError, OriginError, Overloaded
 from memory.models import IdempotencyRecord, Job, Lane
@@ -106,7 +106,7 @@ def replay(key: str | None, body_digest: str, policy: Policy) -> Accepted | None
 def owner(memory_id: str, policy: Policy) -> Scope | None:
     """The ids a memory is filed under, from L3's rows or else Mem0 (PROTOCOL A11); None when there is no such memory.
 
-    OwnerUnknown when Mem0 would have to be asked and cannot answer.
+    OwnerUnknown when Mem0 would have to be asked and cannot answer; Overloaded.
     """
     try:
         known = stack.L3.owner(policy.id, memory_id)
@@ -114,8 +114,10 @@ def owner(memory_id: str, policy: Policy) -> Scope | None:
         known = None
     if known is not None:
         return known
+    db.release()
     try:
-        memory = stack.backend(policy).get(memory_id, Deadline.after(OWNER_TIMEOUT_SECONDS))
+        with bulkhead.waiting():
+            memory = stack.backend(policy).get(memory_id, Deadline.after(OWNER_TIMEOUT_SECONDS))
     except OriginError as error:
         raise OwnerUnknown("Mem0 cannot be asked whose memory this is") from error
     return Scope(policy.id, memory.user_id, memory.agent_id, memory.run_id) if memory else None

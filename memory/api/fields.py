@@ -136,7 +136,7 @@ class Number:
             raise Wrong("must be a number")
         if not self.least <= value <= self.most:
             raise Wrong(f"must be between {self.least:g} and {self.most:g}")
-        return float(value)
+        return float(value) + 0.0  # -0.0 is 0.0
 
     def schema(self) -> Schema:
         """See Field."""

@@ -12,7 +12,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from memory import clock, read, waits, write
+from memory import clock, logs, read, waits, write
 from memory.api import answers, bodies, pages
 from memory.api import serializers as shown
 from memory.api.documented import operation, paged
@@ -142,6 +142,7 @@ class Search(Door):
         )
         wish = read.Wish(sent["consistency"], sent.get("max_age_ms", 0), sent.get("min_version", 0))
         found = read.search(query, self.policy, Deadline(began + sent["timeout_ms"] / 1000), wish)
+        logs.note(layer=found.layer, version=str(found.version), reason=found.reason)
         return answers.search(found, began)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import unicodedata
 import uuid
 from urllib.parse import quote
 
 import pytest
 
+from memory import bulkhead
 from memory.errors import OriginRejected
 from memory.models import Job
 from memory.types import Stored
@@ -277,3 +279,13 @@ def test_stats_count_what_happened_in_this_project(api, worker, other):
 
 def test_a_slash_at_the_end_is_the_same_route(api):
     assert api.post("/memory/search/", {"user_id": "ann", "query": "tea"}).status_code == 200
+
+
+def test_asking_mem0_whose_memory_it_is_takes_a_place_of_those_that_may_wait(api, monkeypatch):
+    """PROTOCOL E: whose memory it is may have to be asked of Mem0, and asking may wait."""
+    full = threading.BoundedSemaphore(1)
+    full.acquire()
+    monkeypatch.setattr(bulkhead, "_places", lambda: full)
+    response = api.delete(f"/memory/{uuid.uuid4()}")
+    assert (response.status_code, response.json()["code"]) == (503, "overloaded")
+    assert response["Retry-After"] == "1"
