@@ -122,9 +122,7 @@ class ApiKeyAdmin(Shown):
     def response_add(self, request: HttpRequest, obj: ApiKey, post_url_continue: str | None = None) -> HttpResponse:
         """The page with the secret: not a redirect, which would have to keep it somewhere meanwhile."""
         context = self.context(request, "The new key", key=obj, secret=vars(obj)["secret"])
-        response = TemplateResponse(request, "admin/key_made.html", context)
-        response["Cache-Control"] = "no-store"
-        return response
+        return TemplateResponse(request, "admin/key_made.html", context)
 
 
 class Attempts(admin.TabularInline):  # type: ignore[type-arg]
