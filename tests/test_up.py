@@ -82,7 +82,7 @@ def add(live: Live, user: str, text: str) -> None:
 
 
 def found(live: Live, user: str, query: str) -> list[str]:
-    answer = live.call("POST", "/api/v1/memory/search", {"user_id": user, "query": query})
+    answer = live.call("POST", "/api/v1/memory/search", {"user_id": user, "query": query, "timeout_ms": 55_000})
     assert answer.status_code == 200, answer.text
     return [item["memory"] for item in answer.json()["results"]]
 
@@ -230,7 +230,7 @@ def test_an_environment_that_cannot_be_used_is_told_all_at_once(start):
 def test_what_dies_is_started_again(one, name):
     died = one.records()[name]
     one.kill(name)
-    assert eventually(lambda: one.records().get(name)) != died
+    eventually(lambda: one.records().get(name, died) != died)
     eventually(lambda: stores(one, f"after-{name}"))
 
 
