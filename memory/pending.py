@@ -6,9 +6,10 @@ it only after its version is published, so that a fact is in the one or the othe
 
 from __future__ import annotations
 
+import re
 import secrets
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -23,8 +24,11 @@ from memory.models.jobs import OPEN
 from memory.redis_client import cache
 from memory.types import Pin, Scope
 
+PREFIX = "pending-"
 MOST_JOBS = 500
 MOST_ITEMS = 200
+
+_ID = re.compile(rf"{PREFIX}([0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}})-[0-9]{{1,9}}", re.IGNORECASE)
 
 _TAKE = """
 local copy = redis.call('GET', KEYS[1])
@@ -43,7 +47,8 @@ return 1
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One fact or message on its way to Mem0; `failed` when it will not get there without a person."""
+    """One fact or message on its way to Mem0; `failed` when it will not get there without a person. `kind` is its
+    job's: what is added is stored as it is, what is extracted in other words."""
 
     job: str
     index: int
@@ -53,6 +58,14 @@ class Item:
     agent_id: str | None = None
     run_id: str | None = None
     user_id: str | None = None
+    kind: str = "add"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    expiration_date: str | None = None
+
+    @property
+    def id(self) -> str:
+        """What it is called until Mem0 gives it an id of its own: `pending-JOB-INDEX`."""
+        return f"{PREFIX}{self.job}-{self.index}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,35 +129,47 @@ def parse(copy: bytes) -> Pending:
     return Pending(jobs, tuple(Item(*item) for item in items))
 
 
+def job_of(item_id: str) -> str | None:
+    """The job in the id of a pending item; None for another id."""
+    found = _ID.fullmatch(item_id)
+    return found[1].lower() if found else None
+
+
 def _pack(found: Pending) -> bytes:
     items = [
-        (item.job, item.index, item.text, item.failed, item.accepted_at, item.agent_id, item.run_id, item.user_id)
+        (
+            *(item.job, item.index, item.text, item.failed, item.accepted_at, item.agent_id, item.run_id),
+            *(item.user_id, item.kind, item.metadata, item.expiration_date),
+        )
         for item in found.items
     ]
-    return orjson.dumps((found.jobs, items))
+    return orjson.dumps((found.jobs, items), option=orjson.OPT_NON_STR_KEYS)
 
 
 def _items(job: Job) -> Iterable[Item]:
-    """The texts a job carries. Those of a failed job that did arrive are not pending."""
+    """What a job carries. Of a failed job that did arrive in part, the rest."""
     arrived = {item["index"] for item in job.results} if job.state == "failed" else set()
-    for index, text in _texts(job.kind, job.payload or {}):
+    for index, fact in _facts(job.kind, job.payload or {}):
         if index not in arrived:
             yield Item(
                 str(job.job_id),
                 index,
-                text,
+                fact["text"],
                 job.state == "failed",
                 job.accepted_at.isoformat(),
                 job.agent_id,
                 job.run_id,
                 job.user_id,
+                job.kind,
+                fact.get("metadata") or {},
+                fact.get("expiration_date"),
             )
 
 
-def _texts(kind: str, payload: dict[str, Any]) -> list[tuple[int, str]]:
+def _facts(kind: str, payload: dict[str, Any]) -> Iterable[tuple[int, dict[str, Any]]]:
     if kind == "add":
-        return [(index, fact["text"]) for index, fact in enumerate(payload.get("memories", []))]
-    if kind == "extract":
-        messages = enumerate(payload.get("messages", []))
-        return [(index, message["content"]) for index, message in messages if message["role"] == "user"]
-    return []
+        yield from enumerate(payload.get("memories", []))
+    elif kind == "extract":
+        for index, message in enumerate(payload.get("messages", [])):
+            if message["role"] == "user":
+                yield index, {"text": message["content"], "metadata": payload.get("metadata")}

@@ -109,6 +109,11 @@ LOCAL_RANKING = env.text("LOCAL_RANKING", "like_upstream", choices=("like_upstre
 if LOCAL_SEARCH == "auto":
     LOCAL_SEARCH = "degraded" if MEM0_USE_REST_API else "on"
 
+# -- short-term memory ------------------------------------------------------------------------------------------------
+# What a score gains, in hundredths: an item that both memories hold, and one that short-term memory alone holds.
+MERGE_BOTH_PERCENT = env.integer("MERGE_BOTH_PERCENT", 15, most=100)
+MERGE_STM_PERCENT = env.integer("MERGE_STM_PERCENT", 10, most=100)
+
 # -- delivery ---------------------------------------------------------------------------------------------------------
 LANE_LEASE_SECONDS = env.seconds("LANE_LEASE_SECONDS", 150, least=0.1)
 LANE_SLICE_JOBS = env.integer("LANE_SLICE_JOBS", 20, least=1)

@@ -37,6 +37,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "not_found": (404, "There is no such thing"),
     "method_not_allowed": (405, "The method is not allowed here"),
     "not_acceptable": (406, "The answer cannot be given in that format"),
+    "pending": (409, "Mem0 has not stored this memory yet"),
     "version_unknown": (409, "That version is not known yet"),
     "body_too_large": (413, "The body is too large"),
     "unsupported_media_type": (415, "The body must be application/json"),
@@ -87,7 +88,9 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response 
     status, _ = PROBLEMS[code]
     if status >= 500:
         log.warning("request failed", extra={"reason": code, "error": type(error).__name__})
-    extra = {"errors": list(_errors(error.detail))} if isinstance(error, exceptions.ValidationError) else {}
+    extra: dict[str, Any] = getattr(error, "extra", {})
+    if isinstance(error, exceptions.ValidationError):
+        extra = {"errors": list(_errors(error.detail))}
     body = describe(request, code, _detail(error), **extra)
     return Response(body, status=status, headers=_headers(error, status), content_type=MEDIA_TYPE)
 

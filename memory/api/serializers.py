@@ -62,6 +62,13 @@ class JobFailed(Problem):
     failed = FailedFact(many=True)
 
 
+class IsPending(Problem):
+    """The id of a fact that Mem0 does not have yet: its job tells how far it is."""
+
+    job_id = s.UUIDField()
+    job_status = _text()
+
+
 class Accepted(s.Serializer[object]):
     """A write that is kept and will be done."""
 
@@ -123,10 +130,21 @@ class MemoryShown(s.Serializer[object]):
     expiration_date = s.DateField(allow_null=True)
 
 
+class Parts(s.Serializer[object]):
+    """What a merged score is made of: each memory's own, as a share of its best, and what being in both gains."""
+
+    ltm = s.FloatField(allow_null=True)
+    stm = s.FloatField(allow_null=True)
+    bonus = s.FloatField()
+
+
 class Found(MemoryShown):
     """One memory that was found; scores order one answer and are not comparable between answers."""
 
     score = s.FloatField(allow_null=True)
+    job_id = s.UUIDField(required=False)
+    failed = s.BooleanField(required=False)
+    parts = Parts(required=False)
 
 
 class SearchMeta(s.Serializer[object]):
