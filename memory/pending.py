@@ -16,10 +16,11 @@ import orjson
 import redis
 from django.conf import settings
 from django.db import Error as DatabaseError
+from django.db.models import F
 
 from memory import keys
 from memory.errors import DatabaseUnavailable
-from memory.models import Job
+from memory.models import Job, Message
 from memory.models.jobs import OPEN
 from memory.redis_client import cache
 from memory.types import Pin, Scope
@@ -27,6 +28,7 @@ from memory.types import Pin, Scope
 PREFIX = "pending-"
 MOST_JOBS = 500
 MOST_ITEMS = 200
+MOST_MESSAGES = 100
 
 _ID = re.compile(rf"{PREFIX}([0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}})-[0-9]{{1,9}}", re.IGNORECASE)
 
@@ -61,11 +63,13 @@ class Item:
     kind: str = "add"
     metadata: Mapping[str, Any] = field(default_factory=dict)
     expiration_date: str | None = None
+    session: str = ""
+    """Of a message that no job carries yet: its session; `job` is empty then and `index` its turn."""
 
     @property
     def id(self) -> str:
-        """What it is called until Mem0 gives it an id of its own: `pending-JOB-INDEX`."""
-        return f"{PREFIX}{self.job}-{self.index}"
+        """What it is called until Mem0 gives it an id of its own: `pending-JOB-INDEX`, or a message's own."""
+        return f"{PREFIX}{self.job}-{self.index}" if self.job else message_id(self.session, self.index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +105,18 @@ def current(pin: Pin, generation: int) -> Pending:
 
 def stored(pin: Pin) -> Pending:
     """The pin's pending set as PostgreSQL has it."""
+    # Messages before jobs: one that is handed over in between is found twice, which an answer says once, and not lost.
+    try:
+        said = _said(pin) if pin.kind == "user" else []
+    except DatabaseError as error:
+        raise DatabaseUnavailable("the pending set cannot be read") from error
     jobs = Job.objects.filter(OPEN, project_id=pin.project, **{f"{pin.kind}_id": pin.id}).order_by("number")
     try:
         found = list(jobs[:MOST_JOBS])
     except DatabaseError as error:
         raise DatabaseUnavailable("the pending set cannot be read") from error
     items = [item for job in found for item in _items(job)]
-    return Pending(sum(job.state != "failed" for job in found), tuple(items[:MOST_ITEMS]))
+    return Pending(sum(job.state != "failed" for job in found), (*items[:MOST_ITEMS], *said))
 
 
 def changed(pins: Iterable[Pin], generation: int) -> None:
@@ -139,7 +148,7 @@ def _pack(found: Pending) -> bytes:
     items = [
         (
             *(item.job, item.index, item.text, item.failed, item.accepted_at, item.agent_id, item.run_id),
-            *(item.user_id, item.kind, item.metadata, item.expiration_date),
+            *(item.user_id, item.kind, item.metadata, item.expiration_date, item.session),
         )
         for item in found.items
     ]
@@ -164,6 +173,27 @@ def _items(job: Job) -> Iterable[Item]:
                 fact.get("metadata") or {},
                 fact.get("expiration_date"),
             )
+
+
+def _said(pin: Pin) -> list[Item]:
+    """What the user said in sessions and is not yet handed to extraction, where the project extracts; newest first."""
+    rows = Message.objects.filter(
+        session__project_id=pin.project,
+        session__user_id=pin.id,
+        session__project__extract_on__in=("end", "turns"),
+        turn__gt=F("session__extracted"),
+        role="user",
+    ).order_by("-pk")
+    told = rows.values_list("session__session_id", "turn", "content", "metadata", "created_at")[:MOST_MESSAGES]
+    return [
+        Item("", turn, content, False, at.isoformat(), user_id=pin.id, kind="extract", metadata=metadata, session=session)
+        for session, turn, content, metadata, at in told
+    ]
+
+
+def message_id(session_id: str, turn: int) -> str:
+    """What a session's message is called in answers."""
+    return f"stm-{session_id}-{turn}"
 
 
 def _facts(kind: str, payload: dict[str, Any]) -> Iterable[tuple[int, dict[str, Any]]]:

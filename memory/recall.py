@@ -65,7 +65,7 @@ def on_their_way(query: Query, items: Sequence[Item]) -> list[Near]:
         kept = [(item, score) for item, score in zip(about, scored, strict=True) if score >= query.threshold]
         about, scored = [item for item, _ in kept], [score for _, score in kept]
     return [
-        Near(_shown(item), score, item.job if item.kind == "extract" else None, fleeting=True)
+        Near(_shown(item), score, (item.job or None) if item.kind == "extract" else None, fleeting=True)
         for item, score in zip(about, scored, strict=True)
     ]
 
@@ -82,7 +82,7 @@ def _shown(item: Item) -> dict[str, Any]:
         "score": None,
         "source": "stm",
         "pending": True,
-        "job_id": item.job,
+        "job_id": item.job or None,
         "failed": item.failed,
         "metadata": item.metadata,
         "user_id": item.user_id,

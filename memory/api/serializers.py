@@ -142,7 +142,7 @@ class Found(MemoryShown):
     """One memory that was found; scores order one answer and are not comparable between answers."""
 
     score = s.FloatField(allow_null=True)
-    job_id = s.UUIDField(required=False)
+    job_id = s.UUIDField(required=False, allow_null=True)
     failed = s.BooleanField(required=False)
     parts = Parts(required=False)
 
@@ -236,3 +236,98 @@ class Stats(s.Serializer[object]):
     surplus_removed = s.IntegerField()
     warm_set_hits = s.IntegerField()
     rebuild_differences = s.IntegerField()
+
+
+class TierSizes(s.Serializer[object]):
+    """How many turns each tier holds."""
+
+    full = s.IntegerField()
+    summary = s.IntegerField()
+    compressed = s.IntegerField()
+
+
+class Said(s.Serializer[object]):
+    """Messages that are kept: the last one's turn, and each one's in the order of the request."""
+
+    session_id = _text()
+    user_id = _text()
+    turn = s.IntegerField()
+    turns = s.ListField(child=s.IntegerField())
+    tiers = TierSizes()
+
+
+class SessionEnded(s.Serializer[object]):
+    """A session that is no more."""
+
+    session_id = _text()
+    user_id = _text()
+    ended = s.BooleanField()
+
+
+class TurnShown(s.Serializer[object]):
+    """One message as it was said."""
+
+    turn = s.IntegerField()
+    role = _text()
+    content = _text()
+    metadata = s.DictField()
+    created_at = s.DateTimeField()
+
+
+class TierText(s.Serializer[object]):
+    """What is told of older turns, and who made it: `extractive` or a model's name."""
+
+    first_turn = s.IntegerField()
+    last_turn = s.IntegerField()
+    text = _text()
+    made_by = _text()
+
+
+class Tiers(s.Serializer[object]):
+    """The newest turns in full, those before as one summary, the rest compressed."""
+
+    full = TurnShown(many=True)
+    summary = TierText(allow_null=True)
+    compressed = TierText(allow_null=True)
+
+
+class PendingShown(s.Serializer[object]):
+    """A fact that Mem0 does not have yet."""
+
+    id = _text()
+    memory = _text()
+    job_id = s.UUIDField(allow_null=True)
+    failed = s.BooleanField()
+    created_at = _text()
+
+
+class ChatMessage(s.Serializer[object]):
+    """A message as OpenAI's chat endpoints take it."""
+
+    role = _text()
+    content = _text()
+
+
+class TokenCounts(s.Serializer[object]):
+    """Estimated tokens of what is handed over by part, and `raw` of everything that was said."""
+
+    full = s.IntegerField()
+    summary = s.IntegerField()
+    compressed = s.IntegerField()
+    pending = s.IntegerField()
+    total = s.IntegerField()
+    raw = s.IntegerField()
+
+
+class SessionContext(s.Serializer[object]):
+    """A session for an LLM: `tiers` and `pending`, or `messages` with `format=openai`. `cut` if `max_tokens` left
+    something out."""
+
+    session_id = _text()
+    user_id = _text()
+    turns = s.IntegerField()
+    tokens = TokenCounts()
+    cut = s.BooleanField()
+    tiers = Tiers(required=False)
+    pending = PendingShown(many=True, required=False)
+    messages = ChatMessage(many=True, required=False)

@@ -46,7 +46,7 @@ def conforms(response: HttpResponse, method: str) -> None:
 
 
 def _pattern(path: str) -> str:
-    named = path.replace("{memory_id}", "m").replace("{job_id}", "j").replace("{user_id}", "u")
+    named = path.replace("{memory_id}", "m").replace("{job_id}", "j").replace("{user_id}", "u").replace("{session_id}", "s")
     return str(resolve(named.replace("{run_id}", "r")).url_name)
 
 
