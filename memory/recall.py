@@ -1,25 +1,34 @@
-"""The native search: what Mem0 holds, and what it does not hold yet (DESIGN 8, PROTOCOL C1).
+"""The native search: what Mem0 holds, what it does not hold yet (PROTOCOL C1), and what was said in a session.
 
-With nothing nearer than Mem0 the answer is the entry's stored bytes, untouched.
+With nothing nearer than Mem0 the answer is the entry's stored bytes, untouched. With a session both memories are asked
+at once: whatever is at hand answers here, what has to wait does so on another thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from functools import cache as once
+from typing import Any, TypeVar
 
 import orjson
 from django.conf import settings
 
-from memory import clock, merge, nearness, rank, read
+from memory import clock, db, merge, metrics, nearness, rank, read
 from memory.clock import Deadline
+from memory.errors import DatabaseUnavailable, MemsvcError, OriginTimeout
+from memory.layers.l2_results import Trip
 from memory.merge import Near, Weights
 from memory.pending import Item
 from memory.rank import Rows
 from memory.read import STRICT, Wish
+from memory.stm import search as session
+from memory.stm.search import Found
 from memory.tenancy.projects import Policy
-from memory.types import Answer, Memory, Query
+from memory.types import Answer, Entry, Memory, Query
+
+T = TypeVar("T")
 
 UNKNOWN_SCORE = 0.5
 """Of a pending fact that shares no word with the question, where no vector can tell how near it is."""
@@ -27,27 +36,131 @@ UNKNOWN_SCORE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """A search's answer, and the JSON array of what to show of it."""
+    """A search's answer, and the JSON array of what to show of it. With a session, `stm` is the layer that told of it,
+    or `late`, or `unavailable`."""
 
     answer: Answer
     results: bytes
+    stm: str | None = None
 
 
-def search(query: Query, policy: Policy, deadline: Deadline, wish: Wish = STRICT, *, explain: bool = False) -> Recalled:
-    """The best of what Mem0 has and of what is on its way to it; errors as `read.search`."""
-    answer = read.search(query, policy, deadline, wish)
+def search(
+    query: Query,
+    policy: Policy,
+    deadline: Deadline,
+    wish: Wish = STRICT,
+    *,
+    session_id: str | None = None,
+    explain: bool = False,
+) -> Recalled:
+    """The best of what Mem0 has, of what is on its way to it, and of what was said in the session.
+
+    Errors as `read.search`; with a session that has something to say, Mem0's silence is only said in the answer.
+    """
+    if session_id is None:
+        return _merged(query, read.search(query, policy, deadline, wish), (), None, explain=explain)
+    trip = read.trip(query, policy, session.names(session_id, query, policy.generation))
+    told = session.cached(session_id, query, policy, trip.also) if trip else None
+    if wish.consistency != "fresh" and read.at_hand(query, policy, trip):
+        answer = read.search(query, policy, deadline, wish, trip)
+        found, stm = _told(told, lambda: session.look(session_id, query, policy))
+        return _merged(query, answer, found, stm, explain=explain)
+    ltm = _start(lambda: read.search(query, policy, deadline, wish, trip))
+    near = told or _start(lambda: session.look(session_id, query, policy))
+    return _first(query, policy, trip, ltm, near, deadline, explain=explain)
+
+
+def _told(told: Found | None, look: Callable[[], Found]) -> tuple[Sequence[Near], str]:
+    """The session's arm while the other has answered: at most the budget."""
+    if told is not None:
+        return told.near, told.layer
+    started = _start(look)
+    db.release()
+    wait([started], timeout=settings.STM_BUDGET_MS / 1000)
+    return _outcome(started)
+
+
+def _first(
+    query: Query,
+    policy: Policy,
+    trip: Trip | None,
+    ltm: Future[Answer],
+    near: Found | Future[Found],
+    deadline: Deadline,
+    *,
+    explain: bool,
+) -> Recalled:
+    """Both arms if they end within the budget; after it the first that has something to say, and which one is late."""
+    db.release()
+    arms: list[Future[Any]] = [ltm, *([near] if isinstance(near, Future) else [])]
+    wait(arms, timeout=min(settings.STM_BUDGET_MS / 1000, deadline.remaining()))
+    if not any(arm.done() for arm in arms) and len(arms) > 1:
+        wait(arms, timeout=deadline.remaining(), return_when=FIRST_COMPLETED)
+    found, stm = _outcome(near) if isinstance(near, Future) else (near.near, near.layer)
+    if not found and not ltm.done():  # nothing to say is no answer: Mem0 is waited for
+        wait([ltm], timeout=deadline.remaining())
+        found, stm = _outcome(near) if isinstance(near, Future) else (found, stm)
+    if not ltm.done() and not found:
+        raise OriginTimeout("no memory answered in time")
+    error = ltm.exception() if ltm.done() else OriginTimeout("late")
+    if error is None:
+        return _merged(query, ltm.result(), found, stm, explain=explain)
+    if not found or not (isinstance(error, MemsvcError) and error.retryable):
+        raise error
+    reason = error.code if ltm.done() else "ltm_late"
+    metrics.count("degraded", project=policy.id, reason=reason)
+    return _merged(query, _alone(reason, trip), found, stm, explain=explain)
+
+
+def _alone(reason: str, trip: Trip | None) -> Answer:
+    """An answer to which Mem0 has said nothing: the session's, labelled."""
+    now = trip.now() if trip else int(clock.wall().timestamp() * 1_000_000)
+    entry = Entry(b"[]", 0, now, 0, "local", 0)
+    return Answer(entry, None, "stm", degraded=True, reason=reason, pending=trip.pending if trip else None)
+
+
+def _outcome(arm: Future[Found]) -> tuple[Sequence[Near], str]:
+    if not arm.done():
+        return (), "late"
+    try:
+        found = arm.result()
+    except DatabaseUnavailable:
+        return (), "unavailable"
+    return found.near, found.layer
+
+
+def _merged(query: Query, answer: Answer, said: Sequence[Near], stm: str | None, *, explain: bool) -> Recalled:
     items = answer.pending.of(query.scope) if answer.pending else ()
-    if not items:
-        return Recalled(answer, answer.entry.results)
+    if not items and not said:
+        return Recalled(answer, answer.entry.results, stm)
     results = orjson.loads(answer.entry.results)
-    near = merge.needed(on_their_way(query, items), results, answer.entry.stored_by())
-    return Recalled(answer, _merged(query, results, near, explain=explain) if near else answer.entry.results)
+    near = merge.needed([*on_their_way(query, items), *said], results, answer.entry.stored_by())
+    if not near:
+        return Recalled(answer, answer.entry.results, stm)
+    weights = Weights(settings.MERGE_BOTH_PERCENT / 100, settings.MERGE_STM_PERCENT / 100)
+    merged = merge.together(results, near, query.top_k, weights, explain=explain)
+    return Recalled(answer, orjson.dumps(merged), stm)
+
+
+def _start(work: Callable[[], T]) -> Future[T]:
+    def run() -> T:
+        try:
+            return work()
+        finally:
+            db.release()
+
+    return _arms().submit(run)
+
+
+@once
+def _arms() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(2 * settings.WEB_THREADS, thread_name_prefix="recall")
 
 
 def on_their_way(query: Query, items: Sequence[Item]) -> list[Near]:
     """The pending items that the question may be about, scored. Filters that only Mem0 can evaluate leave all out."""
     conditions = query.conditions()
-    if not rank.understands(conditions):
+    if not items or not rank.understands(conditions):
         return []
     today = clock.wall().date().isoformat()
     about = [
@@ -68,11 +181,6 @@ def on_their_way(query: Query, items: Sequence[Item]) -> list[Near]:
         Near(_shown(item), score, (item.job or None) if item.kind == "extract" else None, fleeting=True)
         for item, score in zip(about, scored, strict=True)
     ]
-
-
-def _merged(query: Query, results: Sequence[Any], near: Sequence[Near], *, explain: bool) -> bytes:
-    weights = Weights(settings.MERGE_BOTH_PERCENT / 100, settings.MERGE_STM_PERCENT / 100)
-    return orjson.dumps(merge.together(results, near, query.top_k, weights, explain=explain))
 
 
 def _shown(item: Item) -> dict[str, Any]:

@@ -112,6 +112,8 @@ if LOCAL_SEARCH == "auto":
 # -- short-term memory ------------------------------------------------------------------------------------------------
 # A session ends this long after its last message.
 STM_SESSION_HOURS = env.seconds("STM_SESSION_HOURS", 24, least=0.001)
+# How long the memory that answers first waits for the other, in a search with a session.
+STM_BUDGET_MS = env.integer("STM_BUDGET_MS", 300)
 # A function that takes a text and returns its tokens, by its dotted path.
 STM_TOKEN_COUNTER = env.text("STM_TOKEN_COUNTER", "memory.stm.tokens.estimate")
 # An LLM to summarise older turns with, behind any OpenAI-compatible endpoint; without one they are summarised by extraction.

@@ -142,7 +142,14 @@ class Search(Door):
         )
         wish = read.Wish(sent["consistency"], sent.get("max_age_ms", 0), sent.get("min_version", 0))
         deadline = Deadline(began + sent["timeout_ms"] / 1000)
-        found = recall.search(query, self.policy, deadline, wish, explain=sent.get("explain", False))
+        found = recall.search(
+            query,
+            self.policy,
+            deadline,
+            wish,
+            session_id=sent.get("session_id"),
+            explain=sent.get("explain", False),
+        )
         logs.note(layer=found.answer.layer, version=str(found.answer.version), reason=found.answer.reason)
         return answers.search(found, began)
 

@@ -8,6 +8,7 @@ from memory.models.jobs import UNFINISHED
 
 STATES = (*UNFINISHED, "completed", "failed")
 LAYERS = ("L0", "L2", "L3", "L4")
+STM_LAYERS = ("stm.L0", "stm.L1", "stm.store", "late", "unavailable")
 
 
 def _text(**options: object) -> s.CharField:
@@ -144,13 +145,17 @@ class Found(MemoryShown):
     score = s.FloatField(allow_null=True)
     job_id = s.UUIDField(required=False, allow_null=True)
     failed = s.BooleanField(required=False)
+    session_id = _text(required=False)
+    turn = s.IntegerField(required=False)
+    role = _text(required=False)
     parts = Parts(required=False)
 
 
 class SearchMeta(s.Serializer[object]):
     """Where an answer came from and how fresh it is."""
 
-    layer = s.ChoiceField(choices=LAYERS)
+    layer = s.ChoiceField(choices=(*LAYERS, "stm"))
+    stm = s.ChoiceField(choices=STM_LAYERS, required=False)
     ranking = s.ChoiceField(choices=("upstream", "local"))
     version = _maybe_text()
     as_of = s.DateTimeField()

@@ -12,15 +12,14 @@ from typing import Any
 
 from django.conf import settings
 from django.db import Error as DatabaseError
-from django.db import connection, transaction
-from django.db.models import F
+from django.db import transaction
 from django.db.models.functions import Now
 
 from memory import clock, outbox, pending
 from memory.errors import DatabaseUnavailable, MemsvcError
 from memory.models import Message, Session
 from memory.stm import lifecycle, tokens, versions
-from memory.stm.tiers import EVERY, due
+from memory.stm.tiers import due
 from memory.tenancy.projects import Policy
 from memory.types import Scope
 from memory.write import touch_user
