@@ -7,9 +7,10 @@ at once: whatever is at hand answers here, what has to wait does so on another t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache as once
+from functools import partial
 from typing import Any, TypeVar
 
 import orjson
@@ -29,6 +30,8 @@ from memory.tenancy.projects import Policy
 from memory.types import Answer, Entry, Memory, Query
 
 T = TypeVar("T")
+Said = tuple[Sequence[Near], str]
+"""What a session has to say, and which layer told."""
 
 UNKNOWN_SCORE = 0.5
 """Of a pending fact that shares no word with the question, where no vector can tell how near it is."""
@@ -36,8 +39,8 @@ UNKNOWN_SCORE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """A search's answer, and the JSON array of what to show of it. With a session, `stm` is the layer that told of it,
-    or `late`, or `unavailable`."""
+    """A search's answer, and the JSON array of what to show of it. With a session, `stm` is the layer that told of it;
+    `late` if only its words were looked at, `unavailable` if it could not be read."""
 
     answer: Answer
     results: bytes
@@ -61,23 +64,24 @@ def search(
         return _merged(query, read.search(query, policy, deadline, wish), (), None, explain=explain)
     trip = read.trip(query, policy, session.names(session_id, query, policy.generation))
     told = session.cached(session_id, query, policy, trip.also) if trip else None
+    look = partial(session.look, session_id, query, policy)
+    by_words = partial(look, by_words=True)
     if wish.consistency != "fresh" and read.at_hand(query, policy, trip):
         answer = read.search(query, policy, deadline, wish, trip)
-        found, stm = _told(told, lambda: session.look(session_id, query, policy))
-        return _merged(query, answer, found, stm, explain=explain)
+        return _merged(query, answer, *_told(told, look, by_words), explain=explain)
     ltm = _start(lambda: read.search(query, policy, deadline, wish, trip))
-    near = told or _start(lambda: session.look(session_id, query, policy))
-    return _first(query, policy, trip, ltm, near, deadline, explain=explain)
+    near = _done(told) if told else _start(look)
+    return _first(query, policy, trip, ltm, near, by_words, deadline, explain=explain)
 
 
-def _told(told: Found | None, look: Callable[[], Found]) -> tuple[Sequence[Near], str]:
+def _told(told: Found | None, look: Callable[[], Found], by_words: Callable[[], Found]) -> Said:
     """The session's arm while the other has answered: at most the budget."""
     if told is not None:
         return told.near, told.layer
-    started = _start(look)
+    arm = _start(look)
     db.release()
-    wait([started], timeout=settings.STM_BUDGET_MS / 1000)
-    return _outcome(started)
+    wait([arm], timeout=_budget())
+    return _outcome(arm, by_words)
 
 
 def _first(
@@ -85,24 +89,22 @@ def _first(
     policy: Policy,
     trip: Trip | None,
     ltm: Future[Answer],
-    near: Found | Future[Found],
+    near: Future[Found],
+    by_words: Callable[[], Found],
     deadline: Deadline,
     *,
     explain: bool,
 ) -> Recalled:
-    """Both arms if they end within the budget; after it the first that has something to say, and which one is late."""
+    """Both arms if they end within the budget; after it the session's, and that Mem0's is late. A session with nothing
+    to say is no answer: Mem0 is waited for."""
     db.release()
-    arms: list[Future[Any]] = [ltm, *([near] if isinstance(near, Future) else [])]
-    wait(arms, timeout=min(settings.STM_BUDGET_MS / 1000, deadline.remaining()))
-    if not any(arm.done() for arm in arms) and len(arms) > 1:
-        wait(arms, timeout=deadline.remaining(), return_when=FIRST_COMPLETED)
-    found, stm = _outcome(near) if isinstance(near, Future) else (near.near, near.layer)
-    if not found and not ltm.done():  # nothing to say is no answer: Mem0 is waited for
+    arms: list[Future[Any]] = [ltm, near]
+    wait(arms, timeout=min(_budget(), deadline.remaining()))
+    found, stm = _outcome(near, by_words)
+    if not found:
+        db.release()
         wait([ltm], timeout=deadline.remaining())
-        found, stm = _outcome(near) if isinstance(near, Future) else (found, stm)
-    if not ltm.done() and not found:
-        raise OriginTimeout("no memory answered in time")
-    error = ltm.exception() if ltm.done() else OriginTimeout("late")
+    error = ltm.exception() if ltm.done() else OriginTimeout("Mem0 did not answer in time")
     if error is None:
         return _merged(query, ltm.result(), found, stm, explain=explain)
     if not found or not (isinstance(error, MemsvcError) and error.retryable):
@@ -119,14 +121,17 @@ def _alone(reason: str, trip: Trip | None) -> Answer:
     return Answer(entry, None, "stm", degraded=True, reason=reason, pending=trip.pending if trip else None)
 
 
-def _outcome(arm: Future[Found]) -> tuple[Sequence[Near], str]:
-    if not arm.done():
-        return (), "late"
+def _outcome(arm: Future[Found], by_words: Callable[[], Found]) -> Said:
+    """What the session's arm found; one that is late goes on for the next search, and words tell in its place."""
     try:
-        found = arm.result()
+        found = arm.result() if arm.done() else by_words()
     except DatabaseUnavailable:
         return (), "unavailable"
-    return found.near, found.layer
+    return found.near, found.layer if arm.done() else "late"
+
+
+def _budget() -> float:
+    return settings.STM_BUDGET_MS / 1000
 
 
 def _merged(query: Query, answer: Answer, said: Sequence[Near], stm: str | None, *, explain: bool) -> Recalled:
@@ -140,6 +145,12 @@ def _merged(query: Query, answer: Answer, said: Sequence[Near], stm: str | None,
     weights = Weights(settings.MERGE_BOTH_PERCENT / 100, settings.MERGE_STM_PERCENT / 100)
     merged = merge.together(results, near, query.top_k, weights, explain=explain)
     return Recalled(answer, orjson.dumps(merged), stm)
+
+
+def _done(found: Found) -> Future[Found]:
+    done: Future[Found] = Future()
+    done.set_result(found)
+    return done
 
 
 def _start(work: Callable[[], T]) -> Future[T]:
@@ -171,8 +182,9 @@ def on_their_way(query: Query, items: Sequence[Item]) -> list[Near]:
     ]
     if not about:
         return []
-    scored, by_vectors = nearness.scores(query.text, Rows([item.text for item in about]), query.scope.project)
-    if not by_vectors:
+    told = nearness.scores(query.text, Rows([item.text for item in about]), query.scope.project)
+    scored = told.values
+    if not told.by_vectors:
         scored = [UNKNOWN_SCORE + (1 - UNKNOWN_SCORE) * score for score in scored]
     elif query.threshold is not None:
         kept = [(item, score) for item, score in zip(about, scored, strict=True) if score >= query.threshold]

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from functools import cache as once
 from typing import Any
 
-import numpy as np
 import orjson
 import redis
 from django.conf import settings
@@ -23,6 +22,7 @@ from memory.errors import DatabaseUnavailable
 from memory.layers.l0_process import OVERHEAD_BYTES, ByteLRU
 from memory.merge import Near
 from memory.models import Message, Session, Tier
+from memory.nearness import Scores
 from memory.pending import message_id
 from memory.rank import Rows
 from memory.redis_client import cache
@@ -39,7 +39,8 @@ MOST_TURNS = 500
 L0_BYTES, HELD_BYTES = 4 << 20, 16 << 20
 L1_TTL_SECONDS = 3600
 ROW_BYTES = 2500
-"""What a turn takes in this process beside its text: vector, words, objects."""
+"""What a turn takes in this process beside its text: words and objects."""
+WARM_TURNS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +112,9 @@ def cached(session_id: str, query: Query, policy: Policy, read: Sequence[bytes |
     return found
 
 
-def look(session_id: str, query: Query, policy: Policy) -> Found:
-    """What the stored session holds of this question, kept for the next time. DatabaseUnavailable."""
+def look(session_id: str, query: Query, policy: Policy, *, by_words: bool = False) -> Found:
+    """What the stored session holds of this question, kept for the next time; `by_words` asks no embedder, for when
+    there is no time. DatabaseUnavailable."""
     user = _user(query)
     _, token = versions.take(user, session_id, policy.generation)
     talk = _conversation(user, session_id)
@@ -121,7 +123,10 @@ def look(session_id: str, query: Query, policy: Policy) -> Found:
         versions.keep(user, session_id, policy.generation, state, token)
     if talk is None:
         return Found((), STORED, state)
-    found = Found(tuple(_ranked(session_id, talk, query, policy)), STORED, state)
+    scored = nearness.scores(query.text, talk.rows, policy.id, by_words=by_words)
+    found = Found(tuple(_ranked(session_id, talk, query, policy, scored)), STORED, state)
+    if not scored.whole:  # the next one may know better
+        return found
     packed = _pack(found)
     key = (user, policy.generation, session_id, query.fingerprint)
     _answers().put(key, found, len(packed) * 2 + OVERHEAD_BYTES)
@@ -139,20 +144,18 @@ def warm(session_pk: int) -> None:
     session = Session.objects.filter(pk=session_pk).first()
     if session is not None:
         rows = session.messages.order_by("-turn").values_list("content", flat=True)
-        nearness.embed(list(rows[:50]), session.project_id)
+        nearness.warm(list(rows[:WARM_TURNS]), session.project_id)
 
 
-def _ranked(session_id: str, talk: Conversation, query: Query, policy: Policy) -> list[Near]:
+def _ranked(session_id: str, talk: Conversation, query: Query, policy: Policy, scored: Scores) -> list[Near]:
     conditions = query.conditions()
     if not rank.understands(conditions):
         return []
-    lines = talk.lines
-    scored, by_vectors = nearness.scores(query.text, talk.rows, policy.id)
-    least = query.threshold if by_vectors and query.threshold is not None else 0.0
+    least = query.threshold if scored.by_vectors and query.threshold is not None else 0.0
     asked = normalised(query.text) if query.text.endswith("?") else None
     best = [
         (score, line)
-        for score, line in zip(scored, lines, strict=True)
+        for score, line in zip(scored.values, talk.lines, strict=True)
         if score > 0
         and score >= least
         and normalised(line.text) != asked  # the very question, said in the session before it was asked here
@@ -211,15 +214,13 @@ def _read(session: Session, held: Conversation | None) -> Conversation:
     fresh = rows.values_list("turn", "role", "content", "metadata", "created_at")
     said = (*(held.said if held else ()), *(_line(session, *row) for row in fresh))[-MOST_TURNS:]
     told = tuple(_told(session, said[0].turn if said else 1))
-    texts = [line.text for line in (*said, *told)]
-    vectors = nearness.embed(texts, session.project_id)
     return Conversation(
         State(session.pk, session.version),
         session.turns,
         session.extracted,
         said,
         told,
-        Rows(texts, None if vectors is None else np.asarray(vectors)),
+        Rows([line.text for line in (*said, *told)]),
     )
 
 

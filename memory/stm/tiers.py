@@ -23,9 +23,9 @@ FULL = 10
 SUMMARY = 40
 """Turns that the summary tells of: the 11th to the 50th from the end."""
 EVERY = 10
-SUMMARY_SHARE, SUMMARY_LEAST = 0.6, 60
+SUMMARY_SHARE, SUMMARY_LEAST = 0.55, 60
 """Tokens of the summary: this share of its turns' own, and at least so many."""
-COMPRESSED_TOKENS = 380
+COMPRESSED_TOKENS = 240
 EXTRACTIVE = "extractive"
 
 

@@ -114,9 +114,20 @@ def test_vietnamese_is_found_with_accents_or_without(mem0, ann, say, question):
 
 def test_vectors_find_what_shares_no_word(mem0, ann, say, settings):
     settings.EMBEDDER = "local"
-    nearness.embed(["the model is loaded"], ann.project)
+    nearness.warm(["the model is loaded"], ann.project)
     say("My puppy is called Rex", "The train leaves at nine", "We painted the kitchen green")
     assert texts(ann, "dog's name")[0] == "My puppy is called Rex"
+
+
+def test_a_session_without_vectors_yet_is_searched_by_its_words(mem0, ann, say, settings):
+    """No search makes more than a few vectors: with hundreds of new messages it would not answer in time."""
+    settings.EMBEDDER = "local"
+    nearness.warm(["the model is loaded"], ann.project)
+    say("my locker number is 4711", *[f"small talk {n}" for n in range(60)])
+    metrics.drain()
+    assert texts(ann, "locker number", top_k=3)[0] == "my locker number is 4711"
+    counted = metrics.drain()
+    assert counted[(ann.project, "embeddings", "outcome=computed")] <= nearness.MOST_MADE + 1
 
 
 def test_the_question_itself_is_no_answer_to_it(mem0, ann, say):
@@ -187,24 +198,28 @@ def test_c1_what_was_said_is_found_once_before_while_and_after_its_extraction(
     scope = Scope(project.pk, f"user-{next(people)}")
     rules, name = policy(project.pk), f"talk-{scope.user_id}"
     said: list[str] = []
+
+    def speak() -> None:
+        said.append(f"drink number {len(said)}")
+        store.add(name, scope.user_id, [Said("user", said[-1], {})], rules)
+
+    def each(model, work) -> None:
+        for pk in model.objects.filter(**{"pin_id" if model is Lane else "user_id": scope.user_id}).values_list(
+            "pk", flat=True
+        ):
+            work(pk)
+
+    happens = {
+        "say": speak,
+        "deliver": lambda: each(Lane, delivery.deliver),
+        "extract": lambda: each(Session, lifecycle.extract),
+        "compress": lambda: each(Session, tiers.compress),
+        "end": lambda: each(Session, lifecycle.end),
+        "flush": redis.flushall,
+        "forget": search.forget,
+    }
     for step in steps:
-        if step == "say":
-            said.append(f"drink number {len(said)}")
-            store.add(name, scope.user_id, [Said("user", said[-1], {})], rules)
-        elif step == "deliver":
-            for lane in Lane.objects.filter(pin_id=scope.user_id):
-                delivery.deliver(lane.pk)
-        elif step == "flush":
-            redis.flushall()
-        elif step == "forget":
-            search.forget()
-        for pk in Session.objects.filter(user_id=scope.user_id).values_list("pk", flat=True):
-            if step == "extract":
-                lifecycle.extract(pk)
-            elif step == "compress":
-                tiers.compress(pk)
-            elif step == "end":
-                lifecycle.end(pk)
+        happens[step]()
         assert sorted(texts(scope, session=name if with_session else None)) == sorted(said)
 
 
