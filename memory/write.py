@@ -224,7 +224,8 @@ def touch_user(project_id: int, user_id: str) -> None:
 
 
 _TOUCH = """
-INSERT INTO memory_memoryuser AS u (project_id, user_id, warmed_version, warm_superseded_version, warm_failed_version, warm_failure)
+INSERT INTO memory_memoryuser AS u
+    (project_id, user_id, warmed_version, warm_superseded_version, warm_failed_version, warm_failure)
 VALUES (%s, %s, 0, 0, 0, '')
 ON CONFLICT (project_id, user_id) DO UPDATE SET active_at = now() WHERE u.active_at < now() - interval '1 hour'
 """
@@ -233,7 +234,8 @@ WITH made AS (
     INSERT INTO memory_lane (project_id, kind, pin_id, fence, holder) VALUES (%(project)s, %(kind)s, %(id)s, 0, '')
     ON CONFLICT DO NOTHING RETURNING id
 )
-SELECT id FROM made UNION ALL SELECT id FROM memory_lane WHERE project_id = %(project)s AND kind = %(kind)s AND pin_id = %(id)s
+SELECT id FROM made UNION ALL
+SELECT id FROM memory_lane WHERE project_id = %(project)s AND kind = %(kind)s AND pin_id = %(id)s
 """
 
 

@@ -74,7 +74,7 @@ def test_a_job_stored_but_not_yet_published_is_still_pending(mem0, ann, dead_red
 
 
 def test_no_fact_is_in_neither_while_a_job_ends(mem0, ann, monkeypatch):
-    """C1's order: a search that read the pending set before the job's end reads the version before it too or finds both."""
+    """C1's order: what a search read of the pending set is at worst too much, never too little, for its version."""
     job = accept(ann, "tea")
     real = pending.current
 

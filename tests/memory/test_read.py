@@ -202,7 +202,8 @@ def test_b10_an_answer_dies_with_the_memory_that_expires_in_it(mem0, ann, monkey
     assert entry.valid_until == int(end.timestamp()) * 1_000_000
     past = replace(entry, valid_until=entry.as_of - 1)
     stack.L2.put(Query(ann, "drink?"), replace(past, valid_until=entry.as_of + 10_000_000), 1, entry.as_of)
-    assert stack.L2.put(Query(ann, "drink?"), replace(entry, valid_until=entry.as_of + 4_000_000), 1, entry.as_of) is False
+    soon = replace(entry, valid_until=entry.as_of + 4_000_000)
+    assert stack.L2.put(Query(ann, "drink?"), soon, 1, entry.as_of) is False
     another_process(monkeypatch)
     stack.L0.put(Query(ann, "drink?"), past, versions.current(ann.pin, 1), 1, entry.as_of)
     assert stack.L0.any(Query(ann, "drink?"), 1) is None
