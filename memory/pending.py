@@ -186,8 +186,8 @@ def _said(pin: Pin) -> list[Item]:
     ).order_by("-pk")
     told = rows.values_list("session__session_id", "turn", "content", "metadata", "created_at")[:MOST_MESSAGES]
     return [
-        Item("", turn, content, False, at.isoformat(), user_id=pin.id, kind="extract", metadata=metadata, session=session)
-        for session, turn, content, metadata, at in told
+        Item("", turn, text, False, at.isoformat(), user_id=pin.id, kind="extract", metadata=metadata, session=session)
+        for session, turn, text, metadata, at in told
     ]
 
 

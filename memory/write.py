@@ -187,7 +187,7 @@ def wake(lane_id: int) -> None:
 
 
 def insert(write: Write, policy: Policy) -> Job:
-    """Make the job inside the caller's transaction (PROTOCOL A1). After the commit tell `pending.changed` and `wake`."""
+    """Make the job inside the caller's transaction (PROTOCOL A1); tell `pending.changed` and `wake` after the commit."""
     pin = write.scope.pin
     versions.lock(write.scope.pins())
     payload = dict(write.payload)
@@ -225,7 +225,8 @@ def touch_user(project_id: int, user_id: str) -> None:
 
 
 _TOUCH = """
-INSERT INTO memory_memoryuser AS u (project_id, user_id, warmed_version, warm_superseded_version, warm_failed_version, warm_failure)
+INSERT INTO memory_memoryuser AS u
+    (project_id, user_id, warmed_version, warm_superseded_version, warm_failed_version, warm_failure)
 VALUES (%s, %s, 0, 0, 0, '')
 ON CONFLICT (project_id, user_id) DO UPDATE SET active_at = now() WHERE u.active_at < now() - interval '1 hour'
 """
@@ -234,7 +235,8 @@ WITH made AS (
     INSERT INTO memory_lane (project_id, kind, pin_id, fence, holder) VALUES (%(project)s, %(kind)s, %(id)s, 0, '')
     ON CONFLICT DO NOTHING RETURNING id
 )
-SELECT id FROM made UNION ALL SELECT id FROM memory_lane WHERE project_id = %(project)s AND kind = %(kind)s AND pin_id = %(id)s
+SELECT id FROM made UNION ALL
+SELECT id FROM memory_lane WHERE project_id = %(project)s AND kind = %(kind)s AND pin_id = %(id)s
 """
 
 

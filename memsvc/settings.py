@@ -116,7 +116,7 @@ STM_SESSION_HOURS = env.seconds("STM_SESSION_HOURS", 24, least=0.001)
 STM_BUDGET_MS = env.integer("STM_BUDGET_MS", 300)
 # A function that takes a text and returns its tokens, by its dotted path.
 STM_TOKEN_COUNTER = env.text("STM_TOKEN_COUNTER", "memory.stm.tokens.estimate")
-# An LLM to summarise older turns with, behind any OpenAI-compatible endpoint; without one they are summarised by extraction.
+# An LLM to summarise older turns with, behind any OpenAI-compatible endpoint; without one their own sentences are used.
 STM_LLM_URL = env.text("STM_LLM_URL")
 STM_LLM_API_KEY = env.secret("STM_LLM_API_KEY", OPENAI_API_KEY)
 STM_LLM_MODEL = env.text("STM_LLM_MODEL", LLM_MODEL)
@@ -149,8 +149,8 @@ WARM_DEBOUNCE_SECONDS = env.seconds("WARM_DEBOUNCE_SECONDS", 0.3)
 WARM_MAX_WAIT_SECONDS = env.seconds("WARM_MAX_WAIT_SECONDS", 5)
 WARM_ATTEMPTS = env.integer("WARM_ATTEMPTS", 5, least=1)
 WARM_SET_QUERIES = env.integer("WARM_SET_QUERIES", 20)
-# Upstream searches one warm may make where local search does not answer (PROTOCOL C3).
-WARM_UPSTREAM_BUDGET = env.integer("WARM_UPSTREAM_BUDGET", 16)
+# Upstream searches one warm may make where local search does not answer: the topics ask 22 (PROTOCOL C3).
+WARM_UPSTREAM_BUDGET = env.integer("WARM_UPSTREAM_BUDGET", 32)
 REBUILD_PERIOD_SECONDS = env.integer("REBUILD_PERIOD_SECONDS", 1800, least=1)
 REBUILD_BATCH_USERS = env.integer("REBUILD_BATCH_USERS", 50, least=1)
 REBUILD_CALLS_PER_SECOND = env.integer("REBUILD_CALLS_PER_SECOND", 50, least=1)

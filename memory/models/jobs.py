@@ -77,7 +77,9 @@ class Job(models.Model):
             models.Index(fields=["project", "agent_id", "number"], name="job_open_agent", condition=OPEN),
             models.Index(fields=["project", "run_id", "number"], name="job_open_run", condition=OPEN),
             models.Index(fields=["project", "state", "-number"], name="job_state"),
-            models.Index(fields=["project", "memory_id", "number"], name="job_memory", condition=Q(memory_id__isnull=False)),
+            models.Index(
+                fields=["project", "memory_id", "number"], name="job_memory", condition=Q(memory_id__isnull=False)
+            ),
         ]
 
     def __str__(self) -> str:

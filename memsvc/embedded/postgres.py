@@ -18,7 +18,8 @@ from memsvc.embedded.home import Home
 from memsvc.embedded.process import Process, StartError
 
 USER = DATABASE = "memsvc"
-START_SECONDS = 60
+# After a crash it first reads what it had written ahead, up to max_wal_size.
+START_SECONDS = 300
 # Backends of a crashed server may still hold its shared memory for a moment.
 RETRY_SECONDS = 15
 TUNING = {
