@@ -187,7 +187,7 @@ def wake(lane_id: int) -> None:
 
 
 def insert(write: Write, policy: Policy) -> Job:
-    """Make the job inside the caller's transaction (PROTOCOL A1); tell `pending.changed` and `wake` after the commit."""
+    """Make the job in the caller's transaction (PROTOCOL A1); call `pending.changed` and `wake` after the commit."""
     pin = write.scope.pin
     versions.lock(write.scope.pins())
     payload = dict(write.payload)
