@@ -399,8 +399,8 @@ def _finish(job: Job, hold: Hold, rules: Policy, reason: str = "") -> bool:
     whole = not job.failed and not reason
     target = write.scope(job)
     touched = whole or bool(job.results) or bool(reason)
-    added = _read_back(job, rules) if whole and job.kind in ("add", "extract") and job.results else None
-    vectors = stack.L3.vectors_for(job.project_id, [memory.text for memory in added]) if added else None
+    written = _read_back(job, rules) if whole and job.results else None
+    vectors = stack.L3.vectors_for(job.project_id, [memory.text for memory in written]) if written else None
     with transaction.atomic():
         _assert_held(hold)
         versions.lock(target.pins(), "move")
@@ -408,8 +408,10 @@ def _finish(job: Job, hold: Hold, rules: Policy, reason: str = "") -> bool:
         moved = versions.move(target.pins(), floor=_takes_away(job)) if touched else []
         if moved:
             _tell(job, moved)
-            if added is not None and target.user_id is not None:
-                stack.L3.apply_added(target, before, moved[0].number, added, vectors)
+            if whole and job.kind == "delete":
+                stack.L3.apply_removed(target, before, moved[0].number, [job.memory_id or ""])
+            elif written is not None:
+                stack.L3.apply_added(target, before, moved[0].number, written, vectors)
         job.version = moved[0].number if moved else None
         job.state = "stored" if whole else "failed"
         Job.objects.filter(pk=job.pk).update(
@@ -463,15 +465,20 @@ def _tell(job: Job, moved: Sequence[Version]) -> None:
 def _read_back(job: Job, rules: Policy) -> list[Memory] | None:
     """What Mem0 has stored of this job, for L3's rows (PROTOCOL C4); None where reading it would cost a listing."""
     backend = stack.backend(rules)
-    if not backend.in_process or job.user_id is None:
+    if not backend.in_process or job.user_id is None or job.kind == "delete":
         return None
     db.release()
+    deadline = Deadline.after(LOOK_TIMEOUT_SECONDS)
+    ids = {item["id"] for item in job.results}
     try:
-        found = backend.find_marked(write.scope(job), str(job.job_id), [], Deadline.after(LOOK_TIMEOUT_SECONDS))
+        if job.kind == "update":
+            changed = backend.get(job.memory_id or "", deadline)
+            rows = [changed] if changed else []
+        else:
+            marked = backend.find_marked(write.scope(job), str(job.job_id), [], deadline)
+            rows = [memory for memory in marked.memories if memory.id in ids]
     except OriginError:
         return None
-    ids = {item["id"] for item in job.results}
-    rows = [memory for memory in found.memories if memory.id in ids]
     return rows if len(rows) == len(ids) else None
 
 

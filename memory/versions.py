@@ -56,6 +56,11 @@ ON CONFLICT (project_id, kind, pin_id) DO UPDATE SET
     floor = CASE WHEN %(floor)s THEN greatest(p.version + 1, excluded.version) ELSE p.floor END
 RETURNING version, floor
 """
+_MOVE_ALL = """
+WITH now AS (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS micros)
+UPDATE memory_pinversion SET version = greatest(version + 1, micros), floor = greatest(version + 1, micros) FROM now
+WHERE project_id = %s
+"""
 _ENSURE = """
 INSERT INTO memory_pinversion (project_id, kind, pin_id, version, floor) VALUES (%s, %s, %s, 0, 0)
 ON CONFLICT DO NOTHING
@@ -110,6 +115,12 @@ def move(pins: Iterable[Pin], *, floor: bool = False) -> list[Version]:
             number, height = cursor.fetchone()
             moved.append(Version(pin, number, height, asked))
     return moved
+
+
+def move_all(project: int) -> None:
+    """Move the versions and floors of every pin of a project. Nobody is told: its generation moves with them."""
+    with connection.cursor() as cursor:
+        cursor.execute(_MOVE_ALL, [project])
 
 
 def publish(moved: Sequence[Version]) -> bool:
