@@ -2,6 +2,7 @@
 
 from memory.models.jobs import Attempt, IdempotencyRecord, Job, Lane
 from memory.models.projects import ApiKey, Project
+from memory.models.sessions import Message, Session, Tier
 from memory.models.summaries import Snapshot, SnapshotMemory
 from memory.models.upkeep import CounterTotal, Heartbeat
 from memory.models.users import MemoryUser
@@ -16,8 +17,11 @@ __all__ = [
     "Job",
     "Lane",
     "MemoryUser",
+    "Message",
     "PinVersion",
     "Project",
+    "Session",
     "Snapshot",
     "SnapshotMemory",
+    "Tier",
 ]
