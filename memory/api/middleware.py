@@ -74,7 +74,7 @@ def _finish(request: HttpRequest, response: HttpResponseBase, began: float) -> N
     response["X-Request-ID"] = request.request_id  # type: ignore[attr-defined]
     if "admin" in getattr(getattr(request, "caller", None), "scopes", ()):
         response["X-Memsvc-Process"] = _process(os.getpid())
-    if not request.path_info.startswith("/api/"):
+    if not (request.path_info.startswith("/api/") or problems.of_mem0(request.path_info)):
         return
     response.headers.setdefault("Cache-Control", "no-store")
     response._has_been_logged = True  # type: ignore[attr-defined]  # the line below says it

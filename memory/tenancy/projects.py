@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import connection, transaction
+from django.db.models import F
 
 from memory import clock
 from memory.errors import DatabaseUnavailable
@@ -68,6 +69,11 @@ def save(project: Project) -> None:
             changed = any(getattr(stands, name) != getattr(project, name) for name in SHAPES_ANSWERS)
             project.generation = stands.generation + changed
         project.save()
+
+
+def move_generation(project_id: int) -> None:
+    """Make every key of the project unreachable, within FRESH_SECONDS in every process (PROTOCOL B5)."""
+    Project.objects.filter(pk=project_id).update(generation=F("generation") + 1)
 
 
 def forget() -> None:
