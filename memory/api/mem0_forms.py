@@ -11,10 +11,10 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from memory import clock, logs, rank, read, waits, write
-from memory.api import problems
+from memory.api import mem0_filters, problems
 from memory.api.answers import cache_status
 from memory.api.fields import Field, Ident, Record, Text, Wrong, named
-from memory.api.mem0_filters import PINS, Branch
+from memory.api.mem0_filters import APP, PINS, Branch
 from memory.api.native import READ_TIMEOUT_SECONDS, Door, is_uuid
 from memory.clock import Deadline
 from memory.errors import Overloaded
@@ -158,6 +158,13 @@ class Mem0Door(Door):
         found = read.get(memory_id.lower(), self.policy, Deadline.after(READ_TIMEOUT_SECONDS))
         return found if found is not None and may_see(self.caller, found.user_id) else None
 
+    def entities(self) -> tuple[list[dict[str, Any]], bool]:
+        """The ids that have memories, and whether they are all; to a key bound to a user, that user."""
+        rows, complete = read.entities(self.policy, Deadline.after(READ_TIMEOUT_SECONDS))
+        bound = self.caller.user_id
+        mine = [row for row in rows if bound is None or (row["type"], row["id"]) == ("user", bound)]
+        return mine, complete
+
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def accept(self, kind: str, scope: Scope, payload: Mapping[str, Any], memory_id: str | None = None) -> Job:
@@ -216,6 +223,30 @@ def refused(sent: Mapping[str, Any], names: Iterable[str]) -> None:
     """BadRequest for what would change the outcome and memsvc cannot do; sent empty, it asks for nothing."""
     if given := sorted(name for name in names if sent.get(name)):
         raise BadRequest(f"memsvc cannot do this: {', '.join(given)}.")
+
+
+def ids_in(sent: Mapping[str, Any]) -> dict[str, str]:
+    """The ids among the fields of a request, an app's included."""
+    return {name: sent[name] for name in (*PINS, APP) if name in sent}
+
+
+def asked(sent: Mapping[str, Any]) -> list[Branch]:
+    """What a search or listing is about: filters, and the ids that older clients send beside them. BadRequest."""
+    beside = ids_in(checked(Record({**IDS, APP: ID}), sent))
+    filters = sent.get("filters") or {}
+    if not isinstance(filters, dict):
+        raise BadRequest("filters must be an object.")
+    if not filters and not beside:
+        raise BadRequest("filters must contain at least one of: user_id, agent_id, run_id.")
+    return filtered({"AND": [one for one in (beside, filters) if one]})
+
+
+def filtered(filters: Any) -> list[Branch]:
+    """The alternatives of a filter. BadRequest for what cannot be kept to."""
+    try:
+        return mem0_filters.branches(filters)
+    except Wrong as wrong:
+        raise BadRequest("; ".join(f"filters{path} {message}" for path, message in wrong.errors)) from None
 
 
 def facts(messages: Sequence[Mapping[str, str]], metadata: Mapping[str, Any], day: str | None) -> list[dict[str, Any]]:

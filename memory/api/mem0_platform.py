@@ -27,10 +27,13 @@ from memory.api.mem0_forms import (
     Conversation,
     Mem0Door,
     NotOffered,
+    asked,
     body,
     checked,
     facts,
+    filtered,
     headers,
+    ids_in,
     meta,
     no_memory,
     refused,
@@ -121,7 +124,7 @@ class Add(Mem0Door):
         """Accept them; wait where `async_mode` is false."""
         sent = checked(ADD, body(request))
         refused(body(request), NOT_ADDED)
-        ids = {**_plain_ids(body(request).get("filters")), **_ids(sent)}
+        ids = {**_plain_ids(body(request).get("filters")), **ids_in(sent)}
         scope = self.scope_of({name: value for name, value in ids.items() if name != APP})
         metadata = sent.get("metadata", {}) | ({APP: ids[APP]} if APP in ids else {})
         if sent["infer"]:
@@ -149,7 +152,7 @@ class Memories(Add):
         ids = checked(Record(IDS), {name: value for name, value in given.items() if name in PINS})
         alternatives: list[Mapping[str, str]] = [ids] if ids else []
         if "filters" in given:
-            alternatives = [_merged(ids, branch) for branch in _filter(_read(given["filters"]))]
+            alternatives = [_merged(ids, branch) for branch in filtered(_read(given["filters"]))]
             if not all(alternatives):
                 raise BadRequest("filters name other ids than the request.")
         if not alternatives:
@@ -167,7 +170,7 @@ class Search(Mem0Door):
         sent = checked(SEARCH, body(request))
         refused(body(request), NOT_SEARCHED)
         sent["top_k"] = sent.get("top_k", sent.get("limit", 10))
-        rows, answered = self.search(_asked(body(request)), sent)
+        rows, answered = self.search(asked(body(request)), sent)
         told = [_fields(_memory(row) | {"score": row["score"]}, sent) for row in rows]
         return Response({"results": told} | ({"meta": meta(answered)} if answered else {}), headers=headers(answered))
 
@@ -181,11 +184,11 @@ class Listing(Mem0Door):
         """A page of them, newest first."""
         sent = checked(LIST, body(request))
         refused(body(request), ("categories",))
-        asked = _page(request, body(request))
-        found, complete = self.listed(_asked(body(request)), expired=sent.get("show_expired", False))
+        page = _page(request, body(request))
+        found, complete = self.listed(asked(body(request)), expired=sent.get("show_expired", False))
         found = [memory for memory in found if _between(memory, sent.get("start_date"), sent.get("end_date"))]
-        page = pages.page(request, asked, len(found), pages.of(found), lambda one: _fields(_memory(shown(one)), sent))
-        return Response(page | ({} if complete else {"complete": False}))
+        told = pages.page(request, page, len(found), pages.of(found), lambda one: _fields(_memory(shown(one)), sent))
+        return Response(told | ({} if complete else {"complete": False}))
 
 
 class OneMemory(Mem0Door):
@@ -249,14 +252,10 @@ class Entities(Mem0Door):
 
     def get(self, request: Request) -> Response:
         """All of them, or a page where one is asked for. `complete` is false at the limit of Mem0's own scan."""
-        asked = (
-            _page(request, {}) if request.query_params.keys() & PAGE.fields.keys() else {"page": 1, "page_size": 10**9}
-        )
-        rows, complete = read.entities(self.policy, Deadline.after(READ_TIMEOUT_SECONDS))
-        bound = self.caller.user_id
-        if bound is not None:
-            rows = [row for row in rows if (row["type"], row["id"]) == ("user", bound)]
-        page = pages.page(request, asked, len(rows), pages.of(rows), lambda row: {**row, "name": row["id"]})
+        paged = request.query_params.keys() & PAGE.fields.keys()
+        wanted = _page(request, {}) if paged else {"page": 1, "page_size": 10**9}
+        rows, complete = self.entities()
+        page = pages.page(request, wanted, len(rows), pages.of(rows), lambda row: {**row, "name": row["id"]})
         return Response(page | ({} if complete else {"complete": False}))
 
 
@@ -346,7 +345,7 @@ class Export(Mem0Door):
         """Give it an id."""
         if "schema" not in body(request):
             raise BadRequest("An export needs a schema; memsvc exports memories as they are, whatever it says.")
-        branches = _asked(body(request))
+        branches = asked(body(request))
         for branch in branches:
             self.scope_of(branch.ids)
         packed = [[dict(branch.ids), sorted(branch.present), branch.conditions] for branch in branches]
@@ -362,7 +361,7 @@ class Exported(Mem0Door):
     def post(self, request: Request) -> Response:
         """By the export's id, or by ids or filters."""
         token = body(request).get("memory_export_id")
-        branches = self._unpacked(token) if token else _asked(body(request))
+        branches = self._unpacked(token) if token else asked(body(request))
         found, complete = self.listed(branches, expired=False)
         told = {"memories": [_memory(shown(memory)) for memory in found]}
         return Response(told | ({} if complete else {"complete": False}))
@@ -392,10 +391,6 @@ class NotHere(Mem0Door):
     get = post = put = patch = delete = handle
 
 
-def _ids(sent: Mapping[str, Any]) -> dict[str, str]:
-    return {name: sent[name] for name in (*PINS, APP) if name in sent}
-
-
 def _plain_ids(filters: Any) -> dict[str, str]:
     """The ids of an add that are given as filters, as options of the client are."""
     if not filters:
@@ -403,24 +398,6 @@ def _plain_ids(filters: Any) -> dict[str, str]:
     if not isinstance(filters, dict) or not filters.keys() <= {*PINS, APP}:
         raise BadRequest("filters of an add are ids and nothing else.")
     return checked(Record({**IDS, APP: ID}), filters)
-
-
-def _asked(sent: Mapping[str, Any]) -> list[Branch]:
-    """What a search or listing is about: filters, and the ids that older clients send beside them."""
-    beside = _ids(checked(Record({**IDS, APP: ID}), sent))
-    filters = sent.get("filters") or {}
-    if not isinstance(filters, dict):
-        raise BadRequest("filters must be an object.")
-    if not filters and not beside:
-        raise BadRequest("filters must name a user_id, agent_id or run_id.")
-    return _filter({"AND": [one for one in (beside, filters) if one]})
-
-
-def _filter(filters: Any) -> list[Branch]:
-    try:
-        return mem0_filters.branches(filters)
-    except Wrong as wrong:
-        raise BadRequest("; ".join(f"filters{path} {message}" for path, message in wrong.errors)) from None
 
 
 def _read(text: str) -> Any:
