@@ -15,7 +15,7 @@ from memory.api import mem0_filters, problems
 from memory.api.answers import cache_status
 from memory.api.fields import Field, Ident, Record, Text, Wrong, named
 from memory.api.mem0_filters import APP, PINS, Branch
-from memory.api.native import READ_TIMEOUT_SECONDS, Door, is_uuid
+from memory.api.native import Door, is_uuid
 from memory.clock import Deadline
 from memory.errors import Overloaded
 from memory.layers.base import public
@@ -25,6 +25,8 @@ from memory.types import Answer, Memory, Query, Scope
 from memory.write import DELETE_ALL, Write
 
 WAIT_SECONDS = 55.0
+READ_SECONDS = 30.0
+"""Mem0's clients wait 300 s; a first search may find Mem0 still starting."""
 MAX_MESSAGES = 1000
 
 ID = Ident()
@@ -110,7 +112,7 @@ class Mem0Door(Door):
 
     def search(self, found: Sequence[Branch], sent: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[Answer]]:
         """The best memories over all alternatives, best first, and the answers they are from."""
-        deadline = Deadline.after(READ_TIMEOUT_SECONDS)
+        deadline = Deadline.after(READ_SECONDS)
         queries = [
             Query(
                 self.scope_of(branch.ids),
@@ -133,7 +135,7 @@ class Mem0Door(Door):
 
     def listed(self, found: Iterable[Branch], *, expired: bool) -> tuple[list[Memory], bool]:
         """Every memory of the alternatives, newest first, and whether they are all."""
-        deadline = Deadline.after(READ_TIMEOUT_SECONDS)
+        deadline = Deadline.after(READ_SECONDS)
         today = clock.wall().date().isoformat()
         rows: dict[str, Memory] = {}
         whole = True
@@ -155,12 +157,12 @@ class Mem0Door(Door):
         """A memory, if there is one and the caller may know."""
         if not is_uuid(memory_id):
             return None
-        found = read.get(memory_id.lower(), self.policy, Deadline.after(READ_TIMEOUT_SECONDS))
+        found = read.get(memory_id.lower(), self.policy, Deadline.after(READ_SECONDS))
         return found if found is not None and may_see(self.caller, found.user_id) else None
 
     def entities(self) -> tuple[list[dict[str, Any]], bool]:
         """The ids that have memories, and whether they are all; to a key bound to a user, that user."""
-        rows, complete = read.entities(self.policy, Deadline.after(READ_TIMEOUT_SECONDS))
+        rows, complete = read.entities(self.policy, Deadline.after(READ_SECONDS))
         bound = self.caller.user_id
         mine = [row for row in rows if bound is None or (row["type"], row["id"]) == ("user", bound)]
         return mine, complete

@@ -1,5 +1,5 @@
 """Mem0's open-source server, so that who calls it today changes one URL. Synchronous as it is there, with the oddities
-that callers rely on: 200 `null` for an unknown memory, 20 results unless asked otherwise, 422 with a list for a bad field.
+that callers rely on: 200 `null` for an unknown memory, 20 results unless told so, 422 for bad fields.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from memory import read
 from memory.api.fields import Day, Flag, Metadata, Number, Record, Text, Whole, from_query
 from memory.api.mem0_forms import (
     IDS,
+    READ_SECONDS,
     BadRequest,
     Conversation,
     Mem0Door,
@@ -33,7 +34,6 @@ from memory.api.mem0_forms import (
     results,
     shown,
 )
-from memory.api.native import READ_TIMEOUT_SECONDS
 from memory.clock import Deadline
 from memory.models import Job
 
@@ -155,7 +155,7 @@ class History(OSSDoor):
         found = self.find(memory_id)
         if found is None:
             return Response([])
-        return Response(read.history(found.id, self.policy, Deadline.after(READ_TIMEOUT_SECONDS)))
+        return Response(read.history(found.id, self.policy, Deadline.after(READ_SECONDS)))
 
 
 class Entities(OSSDoor):

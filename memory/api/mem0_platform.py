@@ -23,6 +23,7 @@ from memory.api.mem0_filters import APP, PINS, Branch
 from memory.api.mem0_forms import (
     ID,
     IDS,
+    READ_SECONDS,
     BadRequest,
     Conversation,
     Mem0Door,
@@ -40,7 +41,7 @@ from memory.api.mem0_forms import (
     results,
     shown,
 )
-from memory.api.native import READ_TIMEOUT_SECONDS, is_uuid
+from memory.api.native import is_uuid
 from memory.clock import Deadline
 from memory.models import Feedback, Job
 from memory.types import Memory
@@ -222,7 +223,7 @@ class History(Mem0Door):
     def get(self, request: Request, memory_id: str) -> Response:
         """Its changes, oldest first."""
         found = self.find(memory_id) or no_memory(memory_id)
-        events = read.history(found.id, self.policy, Deadline.after(READ_TIMEOUT_SECONDS))
+        events = read.history(found.id, self.policy, Deadline.after(READ_SECONDS))
         return Response([{**event, "user_id": found.user_id, "input": [], "metadata": None} for event in events])
 
 

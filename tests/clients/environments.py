@@ -1,5 +1,8 @@
-"""The clients as their users install them, each in an environment of its own: `python -m tests.clients.environments` makes
-those that are missing (it needs the package registries; npm's client needs Node 18 or later)."""
+"""The clients as their users install them, each in an environment of its own.
+
+`python -m tests.clients.environments` makes those that are missing: it needs the package registries, and npm's client
+Node 18 or later.
+"""
 
 from __future__ import annotations
 

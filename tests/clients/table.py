@@ -28,6 +28,9 @@ def keep(client: str, told: list[dict[str, str]]) -> None:
 
 
 def _rows(told: list[dict[str, str]]) -> str:
-    works = [one["method"] for one in told if one["outcome"] == "works"]
-    refused = [one["method"] for one in told if one["outcome"] == "refused"]
-    return f"- works: {', '.join(f'`{name}`' for name in works)}\n- refused with 501: {', '.join(f'`{name}`' for name in refused)}"
+    kinds = {"works": "works", "refused": "refused with 501", "fails": "fails in the client itself, after our answer"}
+    lines = []
+    for outcome, said in kinds.items():
+        if names := [f"`{one['method']}`" for one in told if one["outcome"] == outcome]:
+            lines.append(f"- {said}: {', '.join(names)}")
+    return "\n".join(lines)

@@ -1,5 +1,7 @@
-"""Mem0's own clients, unchanged, against a running service in all their methods; the table in docs/compatibility.md is made
-from what they say."""
+"""Mem0's own clients, unchanged, against a running service in all their methods.
+
+The lists in docs/compatibility.md are made from what they say.
+"""
 
 from __future__ import annotations
 
