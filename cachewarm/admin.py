@@ -218,7 +218,8 @@ class WarmRunAdmin(Shown):
     @admin.display(description="state")
     def outcome(self, run: WarmRun) -> SafeString:
         """Where it is, after which step, and what went wrong."""
-        told = f"{run.step and f'after {run.step}'} {run.error}".strip()
+        step = f"after {run.step}" if run.step and run.state != "completed" else ""
+        told = f"{step} {run.error}".strip()
         return format_html("{}<br><small>{}</small>", chip(run.state, _TONES.get(run.state, "miss")), told)
 
     @admin.display(description="ms")

@@ -12,6 +12,7 @@ from cachewarm import runs, summarise, warmset
 from cachewarm.models import WarmRun
 from memory import db, embedders, metrics, stack, versions
 from memory.clock import Deadline
+from memory.embedders.base import Vectors
 from memory.layers.base import encode
 from memory.layers.l1_vectors import CachedEmbedder
 from memory.read import served
@@ -58,13 +59,13 @@ def results(run: WarmRun, allowed: Limits) -> str:
         return "superseded"
     rules = policy_of(run.project_id)
     queries = warmset.of(_scope(run))
-    _embed(run.project_id, queries)
+    asked = _embed(run.project_id, queries)
     missing = [query for query, warm in zip(queries, warm_now(queries, version, rules), strict=True) if not warm]
     store_now = stack.L2.fetch(queries[0], rules.generation).store_now if missing else 0
     filled = []
     searches = 0
     for query in missing:
-        entry = stack.L3.get(query, version, rules)
+        entry = stack.L3.get(query, version, rules, vector=asked.get(query.text))
         if entry is None and searches < allowed.searches:
             searches += 1
             allowed.pace()
@@ -116,11 +117,14 @@ def _search(query: Query, version: Version, rules: Policy) -> Entry:
     return encode(found, version=version.number, as_of=0, ranking="upstream")
 
 
-def _embed(project_id: int, queries: Sequence[Query]) -> None:
+def _embed(project_id: int, queries: Sequence[Query]) -> dict[str, Vectors]:
+    """The vectors of the questions by text, in L1 from now on; none where ranking goes by words."""
     embedder = embedders.get()
-    if embedder is not None:
-        db.release()
-        CachedEmbedder(embedder, project_id).embed([query.text for query in queries], "search")
+    if embedder is None:
+        return {}
+    db.release()
+    texts = [query.text for query in queries]
+    return dict(zip(texts, CachedEmbedder(embedder, project_id).embed(texts, "search"), strict=True))
 
 
 def _current(run: WarmRun) -> Version | None:

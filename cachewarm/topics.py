@@ -13,7 +13,7 @@ from django.db.models import F, Q
 
 from cachewarm.models import Topic
 from memory import embedders, rank
-from memory.embedders.base import Vectors
+from memory.embedders.base import Embedder, Vectors
 from memory.errors import EmbedderError
 from memory.layers.l1_vectors import CachedEmbedder
 
@@ -179,24 +179,27 @@ def _direction(model: str, project_id: int, asked: tuple[str, ...]) -> Vectors:
     and the directions between them are taken away. On the labelled facts mean average precision rises from 0.57 to
     0.86, with the questions of one language alone from 0.43 to 0.83, and facts of both languages rank as equals.
     """
-    mean, between = _manners(model, project_id)
-    beyond = _embed(project_id, asked).mean(axis=0) - mean
+    mean, between = _manners(model)
+    embedder = _embedder()
+    beyond = CachedEmbedder(embedder, project_id).embed(asked, "search").mean(axis=0) - mean
     beyond -= between @ (between.T @ beyond)
     length = float(np.linalg.norm(beyond))
     return np.asarray(beyond / length if length > NOTHING else mean, dtype=np.float32)
 
 
-@lru_cache(maxsize=64)
-def _manners(model: str, project_id: int) -> tuple[Vectors, Vectors]:
-    """The mean of all manners of asking, and an orthonormal basis, as columns, of what lies between them."""
-    means = np.stack([_embed(project_id, questions).mean(axis=0) for questions in MANNERS])
+@lru_cache(maxsize=4)
+def _manners(model: str) -> tuple[Vectors, Vectors]:
+    """The mean of all manners of asking, and an orthonormal basis, as columns, of what lies between them. The texts are
+    nobody's: no project's L1 need keep them."""
+    embedder = _embedder()
+    means = np.stack([embedder.embed(questions, "search").mean(axis=0) for questions in MANNERS])
     mean = means.mean(axis=0)
     between, _ = np.linalg.qr((means[:-1] - mean).T)
     return mean, between
 
 
-def _embed(project_id: int, asked: Sequence[str]) -> Vectors:
+def _embedder() -> Embedder:
     embedder = embedders.get()
     if embedder is None:
         raise EmbedderError("there is no embedder")
-    return CachedEmbedder(embedder, project_id).embed(asked, "search")
+    return embedder

@@ -59,6 +59,7 @@ class Shown(ModelAdmin):
     change_form_template = "admin/shown_change_form.html"
     paginator = BoundedPaginator
     show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
     list_per_page = 50
     actions_on_bottom = False
 

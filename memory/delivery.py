@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from django.conf import settings
@@ -83,8 +83,8 @@ def complete(job: Job, moved: Sequence[Version]) -> bool:
 
 
 def complete_overdue() -> int:
-    """End stored jobs of unconfirmed publication once a whole lease has passed since their commit (PROTOCOL B7),
-    those that moved the generation once everyone has seen it (B5)."""
+    """End stored jobs of unconfirmed publication, once a whole lease has passed since their commit (PROTOCOL B7), and
+    those that moved the generation, once everyone has seen it (B5)."""
     lease = timedelta(seconds=settings.VERSION_LEASE_SECONDS + versions.MARGIN_SECONDS)
     seen = Q(reason=MOVED_GENERATION, stored_at__lt=Now() - timedelta(seconds=GENERATION_SECONDS))
     overdue = Job.objects.filter(seen | Q(stored_at__lt=Now() - lease), state="stored")
@@ -118,8 +118,8 @@ def _renew(hold: Hold, timeout: float) -> float:
 
 
 def _assert_held(hold: Hold) -> None:
-    """Inside a transaction: nobody has taken the lane over, nor will before the commit. The lock lets jobs that refer to
-    the lane be inserted: their transactions hold the pins that this one is about to lock."""
+    """Inside a transaction: nobody has taken the lane over, nor will before the commit. The lock lets jobs that refer
+    to the lane be inserted: their transactions hold the pins that this one is about to lock."""
     if not Lane.objects.select_for_update(no_key=True).filter(pk=hold.lane, fence=hold.fence).exists():
         raise LaneLost
 
@@ -153,27 +153,27 @@ def _work(job: Job, hold: Hold) -> bool:
         if (seconds := _settling(job, open_attempts)) > 0:
             return _wait(job, hold, seconds, "settling")
         try:
-            conclusive = _resolve(job, hold, backend, rules)
+            known = _resolve(job, hold, backend) or rules.on_unknown == "retry"
         except OriginError as error:
             return _wait(job, hold, _backoff(job, error), error.code)
-        if not conclusive and rules.on_unknown == "hold":
+        if not known:
             return _finish(job, hold, rules, reason="outcome_unknown")
     if job.kind == write.DELETE_ALL and (unlisted := _note_touched(job, hold, backend)) is not None:
         return _wait(job, hold, _backoff(job, unlisted), unlisted.code)
-    return _sent(job, hold, rules, backend)
+    return _send_all(job, hold, backend, rules)
 
 
-def _sent(job: Job, hold: Hold, rules: Policy, backend: Backend) -> bool:
+def _send_all(job: Job, hold: Hold, backend: Backend, rules: Policy) -> bool:
     """Send what is neither stored nor refused yet; False when the lane has to wait."""
     for part in _parts(job):
-        error = _send(job, part, hold, backend)
-        if error is None:
+        went_wrong = _send(job, part, hold, backend)
+        if went_wrong is None:
             continue
-        if error.sent:
+        if went_wrong.sent:
             return _unknown(job, hold, rules)
-        if error.retryable:
-            return _wait(job, hold, _backoff(job, error), error.code)
-        job.failed = [*job.failed, *({"index": index, "error": str(error)} for index in part.indexes)]
+        if went_wrong.retryable:
+            return _wait(job, hold, _backoff(job, went_wrong), went_wrong.code)
+        job.failed = [*job.failed, *({"index": index, "error": str(went_wrong)} for index in part.indexes)]
     return _finish(job, hold, rules)
 
 
@@ -189,16 +189,17 @@ class Part:
 
 def _parts(job: Job) -> list[Part]:
     """What is neither stored nor refused yet, as calls."""
+    payload = _payload(job)
     ended = {item["index"] for item in (*job.results, *job.failed)}
     if job.kind != "add":
-        return [] if ended else [Part([0], metadata=job.payload.get("metadata"))]
+        return [] if ended else [Part([0], metadata=payload.get("metadata"))]
     groups: dict[bytes, list[int]] = {}
-    for index, fact in enumerate(job.payload["memories"]):
+    for index, fact in enumerate(payload["memories"]):
         if index not in ended:
             same = orjson.dumps([fact.get("metadata"), fact.get("expiration_date")], option=orjson.OPT_SORT_KEYS)
             groups.setdefault(same, []).append(index)
     calls = [group[at : at + PART_FACTS] for group in groups.values() for at in range(0, len(group), PART_FACTS)]
-    facts = job.payload["memories"]
+    facts = payload["memories"]
     return [
         Part(
             indexes,
@@ -221,6 +222,13 @@ def _note_touched(job: Job, hold: Hold, backend: Backend) -> OriginError | None:
         _assert_held(hold)
         Job.objects.filter(pk=job.pk).update(payload=job.payload)
     return None
+
+
+def _payload(job: Job) -> dict[str, Any]:
+    """What an unfinished job is to write: it is kept as long as that."""
+    if job.payload is None:
+        raise ValueError(f"job {job.job_id} has no payload left")
+    return cast(dict[str, Any], job.payload)
 
 
 def _send(job: Job, part: Part, hold: Hold, backend: Backend) -> OriginError | None:
@@ -271,23 +279,23 @@ def _call(job: Job, part: Part, attempt: Attempt, backend: Backend, deadline: De
     if job.kind == "add":
         return backend.add(target, part.texts, marks, part.expiration_date, deadline)
     if job.kind == "extract":
-        return backend.extract(target, job.payload["messages"], marks, deadline)
+        return backend.extract(target, _payload(job)["messages"], marks, deadline)
     if job.kind == write.DELETE_ALL:
         return deletes.call(job, backend, deadline)
-    assert job.memory_id is not None
+    memory_id = job.memory_id or ""
     if job.kind == "delete":
-        backend.delete(job.memory_id, deadline)
-        return [Stored(job.memory_id, "", "DELETE")]
-    changes = job.payload
+        backend.delete(memory_id, deadline)
+        return [Stored(memory_id, "", "DELETE")]
+    changes = _payload(job)
     backend.update(
-        job.memory_id,
+        memory_id,
         deadline,
         text=changes.get("text"),
         metadata=changes.get("metadata"),
         expiration_date=changes.get("expiration_date"),
         clear_expiration="expiration_date" in changes and changes["expiration_date"] is None,
     )
-    return [Stored(job.memory_id, changes.get("text") or "", "UPDATE")]
+    return [Stored(memory_id, changes.get("text") or "", "UPDATE")]
 
 
 def _keep(job: Job, part: Part, stored: Sequence[Stored]) -> None:
@@ -304,6 +312,8 @@ def _keep(job: Job, part: Part, stored: Sequence[Stored]) -> None:
 
 def _end(attempt: Attempt, outcome: str) -> None:
     metrics.count("attempts", outcome=outcome)
+    if outcome == "unavailable":  # an outage uses up no attempt (PROTOCOL A2)
+        Job.objects.filter(pk=attempt.job_id).update(attempts=F("attempts") - 1)
     Attempt.objects.filter(pk=attempt.pk).update(outcome=outcome, ended_at=Now())
 
 
@@ -329,14 +339,14 @@ def _settle_seconds(job: Job) -> float:
     return settings.MEM0_EXTRACT_SETTLE_SECONDS if job.kind in LONG else settings.MEM0_ADD_SETTLE_SECONDS
 
 
-def _resolve(job: Job, hold: Hold, backend: Backend, rules: Policy) -> bool:
+def _resolve(job: Job, hold: Hold, backend: Backend) -> bool:
     """Look for the job's mark and keep what is found (PROTOCOL A6); False when the look was not conclusive.
 
     Updates and deletes by id need no look: doing them again changes nothing.
     """
     conclusive = True
     if job.kind in ("add", "extract"):
-        texts = [fact["text"] for fact in job.payload["memories"]] if job.kind == "add" else []
+        texts = [fact["text"] for fact in _payload(job)["memories"]] if job.kind == "add" else []
         db.release()
         found = backend.find_marked(write.scope(job), str(job.job_id), texts, Deadline.after(LOOK_TIMEOUT_SECONDS))
         conclusive = found.complete
@@ -351,15 +361,15 @@ def _resolve(job: Job, hold: Hold, backend: Backend, rules: Policy) -> bool:
 
 
 def _adopt(job: Job, found: Sequence[Memory]) -> None:
-    """Take marked memories into the results: as multisets of text hashes, so that a half-stored job sends only the rest."""
+    """Take marked memories into the results, as multisets of text hashes: a half-stored job sends only the rest."""
     known = {item["id"] for item in job.results}
     fresh = [memory for memory in found if memory.id not in known]
     if job.kind == "extract":
         new = [{"index": 0, "id": memory.id, "memory": memory.text, "event": "ADD"} for memory in fresh]
     else:
         done = {item["index"] for item in job.results}
-        wanted: dict[bytes, list[int]] = {}
-        for index, fact in enumerate(job.payload["memories"]):
+        wanted: dict[str, list[int]] = {}
+        for index, fact in enumerate(_payload(job)["memories"]):
             if index not in done:
                 wanted.setdefault(text_hash(fact["text"]), []).append(index)
         new = []
@@ -370,18 +380,20 @@ def _adopt(job: Job, found: Sequence[Memory]) -> None:
 
 
 def _unknown(job: Job, hold: Hold, rules: Policy) -> bool:
-    """An attempt may have taken effect: the version moves (PROTOCOL B2), the lane waits for it to settle."""
+    """An attempt may have taken effect: the version moves (PROTOCOL B2), the lane waits for it to settle.
+
+    No warm is asked for: the job's end does that, and an upstream in trouble need not be searched for it.
+    """
     with transaction.atomic():
         _assert_held(hold)
         moved = _move(job)
-        _tell(moved)
         Job.objects.filter(pk=job.pk).update(
             next_attempt_at=Now() + timedelta(seconds=_settle_seconds(job)),
             reason="settling",
             reconcile_at=_reconcile_at(job),
         )
     versions.publish(moved)
-    if job.attempts >= settings.JOB_ATTEMPTS:
+    if job.tries.filter(outcome__in=("unknown", "settled")).count() >= settings.JOB_ATTEMPTS:
         log.warning("attempts used up", extra={"job": str(job.job_id), "reason": "attempts_exhausted"})
         return _finish(job, hold, rules, reason="attempts_exhausted")
     return False
@@ -411,7 +423,7 @@ def _backoff(job: Job, error: OriginError) -> float:
 
 
 def _finish(job: Job, hold: Hold, rules: Policy, reason: str = "") -> bool:
-    """Record the end in one transaction with the version, L3's rows and the due warm; publish; complete (PROTOCOL B7)."""
+    """Record the end in one transaction with version, L3's rows and the due warm; publish; complete (PROTOCOL B7)."""
     whole = not job.failed and not reason
     target = write.scope(job)
     touched = whole or bool(job.results) or bool(reason)

@@ -1,4 +1,4 @@
-"""One load for each key at a time in this process (PROTOCOL E, G7): whoever asks for the same thing meanwhile waits for it."""
+"""One load for each key at a time in this process (PROTOCOL E, G7): who asks for the same meanwhile waits for it."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ def process() -> str:
 
 
 def gone(identity: str) -> bool:
-    """Whether the process of that name certainly runs no more. False where this host cannot tell: it then counts as running."""
+    """Whether the process of that name certainly runs no more; False where this host cannot tell."""
     parts = identity.split("/")
     if len(parts) != 5 or tuple(parts[:3]) != _where() or not parts[3].isdigit() or "?" in parts:
         return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -128,6 +128,8 @@ def _state(query: Query, policy: Policy, trip: Trip | None, wish: Wish) -> tuple
     """What is on its way, then the version to answer at: in this order (PROTOCOL C1), and both before any look-up (B8).
     None where neither store can tell."""
     pin = query.scope.pin
+    unstored: Pending | None
+    version: Version | None
     if trip is not None and trip.pending is not None and trip.version is not None:
         unstored, version = trip.pending, trip.version
     else:
@@ -168,7 +170,9 @@ def _cached(query: Query, policy: Policy, version: Version, trip: Trip | None, w
     return Answer(entry, version, "L3", age_ms=_age_ms(entry, trip))
 
 
-def _load(query: Query, policy: Policy, version: Version, trip: Trip | None, deadline: Deadline, *, shared: bool) -> Answer:
+def _load(
+    query: Query, policy: Policy, version: Version, trip: Trip | None, deadline: Deadline, *, shared: bool
+) -> Answer:
     """Ask Mem0, once for all who ask the same at the same version, and fill the layers that missed."""
 
     def ask() -> Entry:
@@ -275,5 +279,5 @@ def _store_now(trip: Trip | None) -> int:
     return trip.now() if trip else int(clock.wall().timestamp() * 1_000_000)
 
 
-def _newest_first(found: object) -> list[Memory]:
-    return sorted(found, key=lambda memory: (memory.created_at or "", memory.id), reverse=True)  # type: ignore[call-overload]
+def _newest_first(found: Iterable[Memory]) -> list[Memory]:
+    return sorted(found, key=lambda memory: (memory.created_at or "", memory.id), reverse=True)

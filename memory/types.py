@@ -90,7 +90,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """One fact as Mem0 has it, marks included. Times are ISO 8601 as Mem0 wrote them; `expiration_date` is YYYY-MM-DD."""
+    """One fact as Mem0 has it, marks included. Times are ISO 8601 as Mem0 wrote them, `expiration_date` YYYY-MM-DD."""
 
     id: str
     text: str
@@ -153,7 +153,7 @@ class Entry:
     """An encoded answer: what L0 and L2 hold.
 
     `results` is a JSON array in UTF-8, ready to send. `version` is the one it was computed at, read before the load.
-    `as_of` and `valid_until` are microseconds since 1970 on the store's clock (PROTOCOL B10); `valid_until` 0 means no end.
+    `as_of` and `valid_until` are microseconds since 1970 on the store's clock (PROTOCOL B10); 0 there means no end.
     """
 
     results: bytes

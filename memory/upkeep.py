@@ -73,7 +73,9 @@ def flush_counts() -> None:
 def totals(project_id: int) -> dict[str, dict[str, int]]:
     """{metric: {labels: total}} of a project over all processes."""
     found: dict[str, dict[str, int]] = {}
-    for name, labels, total in CounterTotal.objects.filter(project_id=project_id).values_list("name", "labels", "total"):
+    for name, labels, total in CounterTotal.objects.filter(project_id=project_id).values_list(
+        "name", "labels", "total"
+    ):
         found.setdefault(name, {})[labels] = total
     return found
 
@@ -132,14 +134,16 @@ def _beat(name: str) -> None:
         )
 
 
+_CLAIM_DUTY = """
+INSERT INTO memory_heartbeat AS h (name, at) VALUES (%s, clock_timestamp())
+ON CONFLICT (name) DO UPDATE SET at = clock_timestamp() WHERE h.at < clock_timestamp() - %s * interval '1 second'
+RETURNING 1
+"""
+
+
 def _claim_duty(name: str, every: float) -> bool:
     with connection.cursor() as cursor:
-        cursor.execute(
-            "INSERT INTO memory_heartbeat AS h (name, at) VALUES (%s, clock_timestamp()) "
-            "ON CONFLICT (name) DO UPDATE SET at = clock_timestamp() WHERE h.at < clock_timestamp() - %s * interval '1 second' "
-            "RETURNING 1",
-            [f"duty:{name}", every * 0.9],
-        )
+        cursor.execute(_CLAIM_DUTY, [f"duty:{name}", every * 0.9])
         return cursor.fetchone() is not None
 
 

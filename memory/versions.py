@@ -122,7 +122,8 @@ def move(pins: Iterable[Pin], *, floor: bool = False) -> list[Version]:
         for pin in in_lock_order(pins):
             asked = clock.now()
             cursor.execute(_MOVE, {"project": pin.project, "kind": pin.kind, "id": pin.id, "floor": floor})
-            moved.append(Version(pin, *cursor.fetchone(), asked))
+            number, height = cursor.fetchone()
+            moved.append(Version(pin, number, height, asked))
     return moved
 
 

@@ -27,7 +27,7 @@ TICK_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The job as it stood at the end of the wait; `warm` is {status, reason?} where warming was waited for and ended."""
+    """The job as it stood at the end of the wait; `warm` is {status, reason?} where that was waited for and ended."""
 
     job: Job
     warm: dict[str, str] | None = None

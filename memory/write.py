@@ -54,7 +54,8 @@ class OwnerUnknown(MemsvcError):
 class Write:
     """What a caller wants written. `payload` by kind:
     add {memories: [{text, metadata?, expiration_date?}]} · extract {messages, metadata?} ·
-    update {text?, metadata?, expiration_date? (null clears)} · delete {} · delete_all {}: what is filed under all ids."""
+    update {text?, metadata?, expiration_date? (null clears)} · delete {} ·
+    delete_all {}, of everything filed under all the ids."""
 
     kind: str
     scope: Scope
@@ -231,7 +232,8 @@ def touch_user(project_id: int, user_id: str) -> None:
 
 
 _TOUCH = """
-INSERT INTO memory_memoryuser AS u (project_id, user_id, warmed_version, warm_superseded_version, warm_failed_version, warm_failure)
+INSERT INTO memory_memoryuser AS u
+    (project_id, user_id, warmed_version, warm_superseded_version, warm_failed_version, warm_failure)
 VALUES (%s, %s, 0, 0, 0, '')
 ON CONFLICT (project_id, user_id) DO UPDATE SET active_at = now() WHERE u.active_at < now() - interval '1 hour'
 """
@@ -240,7 +242,8 @@ WITH made AS (
     INSERT INTO memory_lane (project_id, kind, pin_id, fence, holder) VALUES (%(project)s, %(kind)s, %(id)s, 0, '')
     ON CONFLICT DO NOTHING RETURNING id
 )
-SELECT id FROM made UNION ALL SELECT id FROM memory_lane WHERE project_id = %(project)s AND kind = %(kind)s AND pin_id = %(id)s
+SELECT id FROM made UNION ALL
+SELECT id FROM memory_lane WHERE project_id = %(project)s AND kind = %(kind)s AND pin_id = %(id)s
 """
 
 

@@ -1,4 +1,4 @@
-"""Reading the environment. Each reader names the variable in its error; `problems` collects them so that all are told at once."""
+"""Reading the environment. Each reader names the variable in its error; `problems` keeps them, to be told at once."""
 
 from __future__ import annotations
 

@@ -368,12 +368,18 @@ class Switchboard:
         finally:
             with self.lock:
                 self.running[kind] -= 1
+                self.lock.notify_all()
 
     def hold(self, seconds: float) -> None:
         """Wait so long, or until faults are changed."""
         with self.lock:
             now = self.generation
             self.lock.wait_for(lambda: self.generation != now, timeout=seconds)
+
+    def settle(self) -> None:
+        """Wait until no call is running: one whose caller gave up may still write."""
+        with self.lock:
+            self.lock.wait_for(lambda: not any(self.running.values()), timeout=60)
 
     def set(self, faults: list[Fault]) -> None:
         with self.lock:
@@ -486,14 +492,15 @@ class Server(ThreadingHTTPServer):
     def control(self, asked: dict[str, Any]) -> Any:
         """Do any of `faults`, `empty`, `seed`, `version`, `forget_counts`, and tell the counts."""
         board = self.switchboard
-        if asked.get("empty"):
-            self.memories.empty()
-        if seed := asked.get("seed"):
-            self.memories.seed(**seed)
         if "version" in asked:
             board.version = asked["version"]
         if "faults" in asked:
             board.set([Fault(**one) for one in asked["faults"]])
+        if asked.get("empty"):
+            board.settle()
+            self.memories.empty()
+        if seed := asked.get("seed"):
+            self.memories.seed(**seed)
         if asked.get("forget_counts"):
             board.calls.clear()
             self.memories.embedder.texts = 0

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urljoin
 
 import psycopg2
 import requests
@@ -220,7 +221,7 @@ class Live:
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if key:
             sent["Authorization"] = f"Bearer {key}"
-        return requests.request(method, self.url + path, json=body, headers=sent, timeout=60)
+        return requests.request(method, urljoin(self.url, path), json=body, headers=sent, timeout=60)
 
     def rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Rows straight from its PostgreSQL."""

@@ -41,7 +41,8 @@ def memories(live: Live, user: str) -> list[str]:
 
 def in_mem0(live: Live, user: str) -> list[str]:
     """What Mem0 itself holds, whatever memsvc believes."""
-    return [row[0] for row in live.rows("SELECT payload->>'data' FROM mem0_memories WHERE payload->>'user_id' = %s", user)]
+    rows = live.rows("SELECT payload->>'data' FROM mem0_memories WHERE payload->>'user_id' = %s", user)
+    return [row[0] for row in rows]
 
 
 def completed(live: Live, job_id: str) -> bool:
@@ -146,9 +147,7 @@ def test_accepted_writes_survive_the_death_of_everything(live):
     live.mend()
     eventually(lambda: all(completed(live, job) for job in jobs), 120)
     for number, user in enumerate(users):
-        assert sorted(in_mem0(live, user)) == sorted(
-            f"fact {n}" for n in range(number, 200, 20)
-        )
+        assert sorted(in_mem0(live, user)) == sorted(f"fact {n}" for n in range(number, 200, 20))
 
 
 @pytest.mark.timeout(300)

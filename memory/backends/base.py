@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -15,16 +16,20 @@ LIST_LIMIT = 1000
 class Backend(Protocol):
     """Mem0, the origin. Ids and texts are passed exactly as given; metadata comes back marks included.
 
-    Every call takes a deadline and gives up at it with OriginTimeout. A write that raises says by `sent` whether it may have taken effect.
+    Every call takes a deadline and gives up at it with OriginTimeout. A write that raises says by `sent` whether it may
+    have taken effect.
     """
 
     name: str
     in_process: bool
     """True when an attempt ends with the process that made it (PROTOCOL A5)."""
-    extracts: bool
-    """True when an LLM turns conversations into facts; False: `extract` stores the user's messages as they are."""
 
-    def search(self, query: Query, deadline: Deadline) -> list[Memory]:
+    @property
+    def extracts(self) -> bool:
+        """Whether an LLM turns conversations into facts; if not, `extract` stores the user's messages as they are."""
+        ...
+
+    def search(self, query: Query, deadline: Deadline) -> builtins.list[Memory]:
         """The best `query.top_k` memories, best first, with scores."""
         ...
 
@@ -43,7 +48,7 @@ class Backend(Protocol):
         metadata: Mapping[str, Any],
         expiration_date: str | None,
         deadline: Deadline,
-    ) -> list[Stored]:
+    ) -> builtins.list[Stored]:
         """Store the texts as they are, in order, all with the same metadata. One result for each stored text."""
         ...
 
@@ -53,7 +58,7 @@ class Backend(Protocol):
         messages: Sequence[Mapping[str, str]],
         metadata: Mapping[str, Any],
         deadline: Deadline,
-    ) -> list[Stored]:
+    ) -> builtins.list[Stored]:
         """Let Mem0 find facts in a conversation. Without an LLM the user's messages are stored as they are."""
         ...
 
@@ -78,7 +83,7 @@ class Backend(Protocol):
         """Remove every memory of the scope; none there is no error. ValueError for a scope without ids."""
         ...
 
-    def history(self, memory_id: str, deadline: Deadline) -> list[dict[str, Any]]:
+    def history(self, memory_id: str, deadline: Deadline) -> builtins.list[dict[str, Any]]:
         """What happened to one memory, oldest first, in Mem0's own fields."""
         ...
 
@@ -89,10 +94,10 @@ class Backend(Protocol):
         """
         ...
 
-    def entities(self, deadline: Deadline) -> tuple[list[dict[str, Any]], bool]:
+    def entities(self, deadline: Deadline) -> tuple[builtins.list[dict[str, Any]], bool]:
         """Ids known upstream as [{type, id, total_memories}], and whether the scan was complete."""
         ...
 
     def check(self, deadline: Deadline) -> dict[str, Any]:
-        """Whether the upstream answers: its name and version, for `/readyz` and the doctor. OriginError when it does not."""
+        """Whether the upstream answers: its name and version, for `/readyz`. OriginError if it does not."""
         ...

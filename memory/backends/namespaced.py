@@ -1,11 +1,12 @@
 """Keeps the projects that share one Mem0 apart, by a prefix on every id.
 
-The first project's ids are Mem0's own, so that what was there before is found as it is; every other project's begin with
-`memsvc~PROJECT~`. The first project's own ids that begin like that are escaped, so that no id of one reaches another's.
+The first project's ids are Mem0's own, so that what was there before is found as it is; every other project's begin
+with `memsvc~NAMESPACE~`. Ids of the first project that begin like that are escaped: none reaches another's.
 """
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +23,7 @@ ESCAPED = f"{RESERVED}0~"
 
 
 class Namespaced:
-    """A Backend for one project over the shared one, its calls counted. Another project's memory does not exist here."""
+    """A Backend for one project over the shared one, calls counted. Another project's memory does not exist here."""
 
     def __init__(self, backend: Backend, project: int, namespace: str) -> None:
         self._backend = backend
@@ -61,7 +62,7 @@ class Namespaced:
         metadata: Mapping[str, Any],
         expiration_date: str | None,
         deadline: Deadline,
-    ) -> list[Stored]:
+    ) -> builtins.list[Stored]:
         """See Backend."""
         with self._counted("add"):
             return self._backend.add(self._out(scope), texts, metadata, expiration_date, deadline)
@@ -72,7 +73,7 @@ class Namespaced:
         messages: Sequence[Mapping[str, str]],
         metadata: Mapping[str, Any],
         deadline: Deadline,
-    ) -> list[Stored]:
+    ) -> builtins.list[Stored]:
         """See Backend."""
         with self._counted("extract"):
             return self._backend.extract(self._out(scope), messages, metadata, deadline)
@@ -92,7 +93,7 @@ class Namespaced:
         with self._counted("delete_all"):
             self._backend.delete_all(self._out(scope), deadline)
 
-    def history(self, memory_id: str, deadline: Deadline) -> list[dict[str, Any]]:
+    def history(self, memory_id: str, deadline: Deadline) -> builtins.list[dict[str, Any]]:
         """See Backend. The caller has made sure that the memory is this project's."""
         with self._counted("history"):
             return self._backend.history(memory_id, deadline)
@@ -103,7 +104,7 @@ class Namespaced:
             listing = self._backend.find_marked(self._out(scope), job, texts, deadline)
         return Listing(self._owned(listing.memories), listing.complete)
 
-    def entities(self, deadline: Deadline) -> tuple[list[dict[str, Any]], bool]:
+    def entities(self, deadline: Deadline) -> tuple[builtins.list[dict[str, Any]], bool]:
         """See Backend; only this project's ids."""
         with self._counted("entities"):
             rows, complete = self._backend.entities(deadline)
@@ -141,7 +142,7 @@ class Namespaced:
             return name.removeprefix(ESCAPED)
         return None if name.startswith(RESERVED) else name
 
-    def _owned(self, memories: Sequence[Memory]) -> list[Memory]:
+    def _owned(self, memories: Sequence[Memory]) -> builtins.list[Memory]:
         owned = []
         for memory in memories:
             names = (memory.user_id, memory.agent_id, memory.run_id)

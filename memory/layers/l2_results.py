@@ -71,7 +71,9 @@ class ResultLayer:
             raise LayerUnavailable(NAME, type(error).__name__) from error
         version = versions.parse(pin, copy, asked) if copy else None
         found = self._unpack(query, generation, stored) if stored else None
-        return Trip(pending.parse(open_jobs) if open_jobs else None, version, found, time[0] * 1_000_000 + time[1], asked)
+        return Trip(
+            pending.parse(open_jobs) if open_jobs else None, version, found, time[0] * 1_000_000 + time[1], asked
+        )
 
     def put(self, query: Query, entry: Entry, generation: int, store_now: int) -> bool:
         """Keep an entry; False when it was refused as older than the version, below the floor or about to expire."""

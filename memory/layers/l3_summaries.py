@@ -18,6 +18,7 @@ from django.db.models.functions import Now
 
 from memory import clock, embedders, rank
 from memory.backends.base import LIST_LIMIT
+from memory.embedders.base import Vectors
 from memory.errors import EmbedderError, LayerUnavailable
 from memory.layers import l3_rows
 from memory.layers.base import encode
@@ -119,9 +120,10 @@ class SummaryLayer:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def get(self, query: Query, version: Version, policy: Policy) -> Entry | None:
+    def get(self, query: Query, version: Version, policy: Policy, *, vector: Vectors | None = None) -> Entry | None:
         """A local ranking at exactly this version, where the policy has it on, the rows are complete and the filters
-        can be evaluated exactly (PROTOCOL C2, C3). `as_of` is the moment of ranking. LayerUnavailable."""
+        can be evaluated exactly (PROTOCOL C2, C3). `as_of` is the moment of ranking; `vector` is the question's, where
+        the caller has it. LayerUnavailable."""
         if policy.local_search != "on" or query.scope.user_id is None or not rank.understands(query.conditions()):
             return None
         with _translated():
@@ -130,7 +132,7 @@ class SummaryLayer:
             if found is None or not _ranks(found[0], made_by):
                 return None
             held, now = found
-            ranked = _rank(query, held, now, made_by)
+            ranked = _rank(query, held, now, made_by, vector)
         return encode(ranked, version=held.version, as_of=now, ranking="local")
 
     def degraded(self, query: Query, version: Version, policy: Policy) -> tuple[Entry, bool] | None:
@@ -364,7 +366,7 @@ def _ranks(held: Held, made_by: str) -> bool:
     return held.complete and _comparable(held, made_by)
 
 
-def _rank(query: Query, held: Held, now: int, made_by: str) -> list[Memory]:
+def _rank(query: Query, held: Held, now: int, made_by: str, vector: Vectors | None = None) -> list[Memory]:
     """The best rows with scores, at the store's time `now`: by vectors, or by words where `made_by` is empty."""
     among = _about(held, query.scope, query.conditions())
     today = None if query.show_expired else datetime.fromtimestamp(now / 1_000_000, UTC).date().isoformat()
@@ -372,7 +374,8 @@ def _rank(query: Query, held: Held, now: int, made_by: str) -> list[Memory]:
     if embedder is None:
         ranked = rank.by_words(query.text, held.rows, query.top_k, today=today, among=among)
     else:
-        vector = CachedEmbedder(embedder, query.scope.project).embed([query.text], "search")[0]
+        if vector is None:
+            vector = CachedEmbedder(embedder, query.scope.project).embed([query.text], "search")[0]
         ranked = rank.like_upstream(
             query.text,
             vector,

@@ -112,6 +112,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-number'],
+                'permissions': [('view_payload', 'Can see what a job writes')],
             },
         ),
         migrations.CreateModel(
@@ -217,6 +218,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['id'],
+                'permissions': [('warm_memoryuser', 'Can warm a user now'), ('invalidate_memoryuser', 'Can invalidate what is cached of a user')],
                 'indexes': [models.Index(fields=['project', '-active_at'], name='user_activity')],
                 'constraints': [models.UniqueConstraint(fields=('project', 'user_id'), name='one_user')],
             },

@@ -83,7 +83,9 @@ class Job(models.Model):
                 condition=Q(kind="delete_all", state__in=UNFINISHED),
             ),
             models.Index(fields=["project", "state", "-number"], name="job_state"),
-            models.Index(fields=["project", "memory_id", "number"], name="job_memory", condition=Q(memory_id__isnull=False)),
+            models.Index(
+                fields=["project", "memory_id", "number"], name="job_memory", condition=Q(memory_id__isnull=False)
+            ),
         ]
 
     def __str__(self) -> str:

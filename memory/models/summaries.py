@@ -45,7 +45,9 @@ class SnapshotMemory(models.Model):
     agent_id = models.CharField(max_length=512, null=True)
     run_id = models.CharField(max_length=512, null=True)
     metadata = models.JSONField(default=dict, help_text="Marks included.")
-    digest = models.BinaryField(max_length=16, help_text="Of all but the times, as listed; empty if a job wrote the row.")
+    digest = models.BinaryField(
+        max_length=16, help_text="Of all but the times, as listed; empty if a job wrote the row."
+    )
     created_at = models.CharField(max_length=40, null=True)
     updated_at = models.CharField(max_length=40, null=True)
     expiration_date = models.CharField(max_length=10, null=True)

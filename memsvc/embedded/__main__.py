@@ -23,5 +23,7 @@ def main(words: list[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
+    except supervisor.Stopped:
+        sys.exit(0)
     except StartError as error:
         sys.exit(f"memsvc: {error}")

@@ -18,7 +18,8 @@ from memsvc.embedded.home import Home
 from memsvc.embedded.process import Process, StartError
 
 USER = DATABASE = "memsvc"
-START_SECONDS = 60
+# After a crash it first reads what it had written ahead, up to max_wal_size.
+START_SECONDS = 300
 # Backends of a crashed server may still hold its shared memory for a moment.
 RETRY_SECONDS = 15
 TUNING = {
@@ -106,7 +107,9 @@ class Postgres:
         """Into a folder that gets its name when it is whole: a killed initdb leaves nothing half-made in use."""
         shutil.rmtree(self._home.root / "postgres.new", ignore_errors=True)
         new = self._home.data("postgres.new")
-        options = ["-U", USER, "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-instructions"]
+        options = ["-U", USER, "--auth=trust", "--encoding=UTF8", "--no-instructions"]
+        # Without a locale's help full text would not fold Đ and Ă, so Mem0 would tell "Đà Lạt" from "đà lạt".
+        options += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         options += [] if self._durable else ["--no-sync"]
         argv = [str(programs / "initdb"), "-D", self._home.seen_by_server(new), *options]
         initdb = self._run("initdb", argv, new, signal.SIGTERM)

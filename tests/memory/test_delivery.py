@@ -140,6 +140,47 @@ def test_a5_after_a_lost_answer_the_lane_waits_until_the_attempt_has_settled(mem
     assert fresh(job).reason == "settling"
 
 
+def test_a5_the_attempt_of_a_killed_worker_may_still_run_inside_a_remote_mem0(mem0, ann):
+    """Nothing is known of the attempt, not even that it ended; only its start can be waited from."""
+    job = add(ann, "tea")
+    Attempt.objects.create(job=job, number=1, indexes=[0], fence=1)
+    Job.objects.filter(pk=job.pk).update(state="processing", attempts=1)
+    assert run(job) == "waiting"
+    assert mem0.calls == []
+    assert fresh(job).reason == "settling"
+    pass_time(job, 31)
+    run(job)
+    assert mem0.texts() == ["tea"]
+
+
+def test_a2_a_long_outage_leaves_every_attempt_for_what_comes_after_it(mem0, ann, settings):
+    settings.JOB_ATTEMPTS = 2
+    job = add(ann, "tea")
+    mem0.faults = [refused] * 5 + [answer_lost]
+    for _ in range(6):
+        run(job)
+        pass_time(job, 61)
+    assert fresh(job).state != "failed"
+    run(job)
+    assert (fresh(job).state, fresh(job).attempts) == ("completed", 1)
+
+
+def test_no_warm_is_asked_for_while_an_outcome_is_unknown(mem0, ann, settings):
+    from memory import signals
+
+    settings.PROACTIVE_CACHE_ENABLED = True
+    told: list[int] = []
+    signals.memories_changed.connect(listen := lambda version, **_: told.append(version))
+    job = add(ann, "tea")
+    mem0.faults = [answer_lost]
+    run(job)
+    assert told == []
+    pass_time(job, 31)
+    run(job)
+    assert told == [fresh(job).version]
+    signals.memories_changed.disconnect(listen)
+
+
 def test_a5_a_lost_answer_is_found_by_its_mark_and_not_sent_again(mem0, ann):
     job = add(ann, "tea", "cake")
     mem0.faults = [answer_lost]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memory import delivery, keys, pending, read, write
+from memory import delivery, keys, pending, read, versions, write
 from memory.clock import Deadline
 from memory.errors import OriginRejected
 from memory.models import Job
@@ -74,19 +74,38 @@ def test_a_job_stored_but_not_yet_published_is_still_pending(mem0, ann, dead_red
 
 
 def test_no_fact_is_in_neither_while_a_job_ends(mem0, ann, monkeypatch):
-    """C1's order: a search that read the pending set before the job's end reads the version before it too or finds both."""
+    """C1's order. The job ends, published and all, right after the search has read the version; an answer of that
+    version is in the layers. Only a pending set read before it still holds the fact."""
+    ask(ann)
+    job = accept(ann, "tea")
+    real = versions.current
+
+    def ends_right_after(pin, generation):
+        version = real(pin, generation)
+        delivery.deliver(job.lane_id)
+        return version
+
+    monkeypatch.setattr(versions, "current", ends_right_after)
+    answer = ask(ann)
+    monkeypatch.undo()
+    assert Job.objects.get().state == "completed"
+    assert answer.entry.count == 0
+    assert [item.text for item in answer.pending.items] == ["tea"]
+
+
+def test_a_fact_in_both_is_known_to_be_one_by_its_mark(mem0, ann, monkeypatch):
     job = accept(ann, "tea")
     real = pending.current
 
-    def ends_in_between(pin, generation):
+    def ends_right_after(pin, generation):
         found = real(pin, generation)
         delivery.deliver(job.lane_id)
         return found
 
-    monkeypatch.setattr(pending, "current", ends_in_between)
+    monkeypatch.setattr(pending, "current", ends_right_after)
     answer = ask(ann)
-    assert [item.text for item in answer.pending.items] == ["tea"]
-    assert answer.entry.stored_by() == {str(job.job_id)}  # both: and the mark tells that they are one
+    assert [item.job for item in answer.pending.items] == [str(job.job_id)]
+    assert answer.entry.stored_by() == {str(job.job_id)}
 
 
 def test_what_a_failed_job_did_not_store_stays_until_dismissed(mem0, ann):

@@ -13,6 +13,7 @@ from django.db import transaction
 from memory import delivery, keys, read, stack, versions, write
 from memory.clock import Deadline
 from memory.errors import OriginTimeout, OriginUnavailable
+from memory.layers.base import pack
 from memory.layers.l0_process import ProcessLayer
 from memory.models import Project
 from memory.read import VersionBehind, Wish
@@ -202,10 +203,22 @@ def test_b10_an_answer_dies_with_the_memory_that_expires_in_it(mem0, ann, monkey
     assert entry.valid_until == int(end.timestamp()) * 1_000_000
     past = replace(entry, valid_until=entry.as_of - 1)
     stack.L2.put(Query(ann, "drink?"), replace(past, valid_until=entry.as_of + 10_000_000), 1, entry.as_of)
-    assert stack.L2.put(Query(ann, "drink?"), replace(entry, valid_until=entry.as_of + 4_000_000), 1, entry.as_of) is False
+    soon = replace(entry, valid_until=entry.as_of + 4_000_000)
+    assert stack.L2.put(Query(ann, "drink?"), soon, 1, entry.as_of) is False
     another_process(monkeypatch)
     stack.L0.put(Query(ann, "drink?"), past, versions.current(ann.pin, 1), 1, entry.as_of)
     assert stack.L0.any(Query(ann, "drink?"), 1) is None
+
+
+def test_b10_an_entry_in_redis_is_not_served_after_something_in_it_has_expired(mem0, ann, redis, monkeypatch):
+    """It was filled in time and lives on past midnight: the look-up goes by the store's clock."""
+    add(ann, "visa")
+    ask(ann)
+    query = Query(ann, "drink?")
+    entry = stack.L2.fetch(query, 1).entry
+    redis.set(keys.result(ann.pin, 1, query.fingerprint), pack(replace(entry, valid_until=entry.as_of)))
+    another_process(monkeypatch)
+    assert ask(ann).layer == "L4"
 
 
 def test_an_outage_of_mem0_serves_the_copy_labelled(mem0, ann):

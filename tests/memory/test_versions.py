@@ -60,6 +60,18 @@ def test_b6_a_copy_is_stored_only_while_its_token_stands(redis, pin):
     assert versions.current(pin, project.generation).number == moved[0].number
 
 
+def test_b6_a_late_reader_cannot_store_under_anothers_token(redis, pin):
+    """It read PostgreSQL before a write; the write was published, its copy evicted, and a new reader has its token."""
+    old = versions.stored(pin)
+    _, token = versions._script(versions._TAKE)(keys=versions._keys(pin, 1), args=["t1", 30000])
+    moved = move(pin)
+    versions.publish(moved)
+    redis.delete(keys.version(pin, 1))
+    versions._script(versions._TAKE)(keys=versions._keys(pin, 1), args=["t2", 30000])
+    versions._keep(old, 1, token)
+    assert versions.current(pin, 1).number == moved[0].number
+
+
 def test_b6_flushall_takes_the_token_with_it(redis, pin):
     old = versions.stored(pin)
     _, token = versions._script(versions._TAKE)(keys=versions._keys(pin, 1), args=["t1", 30000])

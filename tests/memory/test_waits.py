@@ -48,7 +48,9 @@ def test_a_wait_ends_at_its_deadline_with_the_job_as_it_stands(mem0, redis, ann)
 def test_many_wait_for_one_job(mem0, redis, ann):
     job = accept(ann)
     states: list[str] = []
-    waiting = [meanwhile(lambda: states.append(waits.until_stored(job, Deadline.after(10)).job.state)) for _ in range(5)]
+    waiting = [
+        meanwhile(lambda: states.append(waits.until_stored(job, Deadline.after(10)).job.state)) for _ in range(5)
+    ]
     delivery.deliver(job.lane_id)
     for thread in waiting:
         thread.join()

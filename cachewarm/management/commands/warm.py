@@ -48,8 +48,9 @@ def _here_or_elsewhere(due: runs.Due) -> WarmRun:
     while (run := WarmRun.objects.get(run_id=due.run_id)).state in ("due", "running"):
         if (mine := runs.claim(due.run_id)) is not None:
             chains.run_here(mine, steps.limits())
-            if WarmRun.objects.get(pk=mine.pk).state == "due":
-                raise CommandError(f"{mine.user_id}: the warm failed and will be tried again")
+            mine.refresh_from_db()
+            if mine.state == "due":
+                raise CommandError(f"{mine.user_id}: the warm failed ({mine.error}) and will be tried again")
         else:
             time.sleep(TICK_SECONDS)
     return run
