@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from django.conf import settings
 
@@ -126,6 +126,15 @@ def history(memory_id: str, policy: Policy, deadline: Deadline) -> list[dict[str
     db.release()
     with bulkhead.waiting():
         return stack.backend(policy).history(memory_id, deadline)
+
+
+def entities(policy: Policy, deadline: Deadline) -> tuple[list[dict[str, Any]], bool]:
+    """The ids that have memories, as [{type, id, total_memories}], and whether they are all, asked of Mem0.
+
+    OriginError, Overloaded."""
+    db.release()
+    with bulkhead.waiting():
+        return stack.backend(policy).entities(deadline)
 
 
 def _bounded(query: Query, policy: Policy, wish: Wish) -> Answer | None:

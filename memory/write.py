@@ -7,7 +7,7 @@ import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from django.conf import settings
@@ -28,6 +28,7 @@ from memory.types import Scope
 log = logging.getLogger(__name__)
 
 OWNER_TIMEOUT_SECONDS = 5.0
+DELETE_ALL = "delete_all"
 
 
 class IdempotencyMismatch(MemsvcError):
@@ -53,7 +54,8 @@ class OwnerUnknown(MemsvcError):
 class Write:
     """What a caller wants written. `payload` by kind:
     add {memories: [{text, metadata?, expiration_date?}]} · extract {messages, metadata?} ·
-    update {text?, metadata?, expiration_date? (null clears)} · delete {}."""
+    update {text?, metadata?, expiration_date? (null clears)} · delete {} ·
+    delete_all {}, of everything filed under all the ids."""
 
     kind: str
     scope: Scope
@@ -156,7 +158,7 @@ def retry(job: Job) -> bool:
         row = Job.objects.select_for_update().get(pk=job.pk)
         if row.state != "failed" or row.payload is None:
             return False
-        versions.lock(scope(job).pins())
+        versions.lock(scope(job).pins(), _mode(job.kind))
         Job.objects.filter(pk=job.pk).update(
             number=_next_number(),
             state="pending",
@@ -187,9 +189,9 @@ def wake(lane_id: int) -> None:
 
 
 def insert(write: Write, policy: Policy) -> Job:
-    """Make the job inside the caller's transaction (PROTOCOL A1); tell `pending.changed` and `wake` after the commit."""
+    """Make the job in the caller's transaction (PROTOCOL A1); tell `pending.changed` and `wake` after the commit."""
     pin = write.scope.pin
-    versions.lock(write.scope.pins())
+    versions.lock(write.scope.pins(), _mode(write.kind))
     payload = dict(write.payload)
     job = Job.objects.create(
         number=_next_number(),
@@ -202,7 +204,7 @@ def insert(write: Write, policy: Policy) -> Job:
         payload_bytes=len(orjson.dumps(payload)),
         **write.scope.ids(),
     )
-    if write.scope.user_id is not None:
+    if write.scope.user_id is not None and write.kind != DELETE_ALL:
         touch_user(policy.id, write.scope.user_id)
     if write.idempotency_key is not None:
         IdempotencyRecord.objects.create(
@@ -212,6 +214,12 @@ def insert(write: Write, policy: Policy) -> Job:
             job=job,
         )
     return job
+
+
+def _mode(kind: str) -> Literal["share", "exclude"]:
+    """A delete by user, agent or run keeps others from accepting meanwhile: its number follows all that came before, in
+    whatever lane, and precedes all that come after (PROTOCOL A1)."""
+    return "exclude" if kind == DELETE_ALL else "share"
 
 
 def _reopened(job: Job) -> None:

@@ -58,6 +58,9 @@ class ApiKey(models.Model):
     digest = models.CharField(max_length=64, unique=True, editable=False)
     scopes = models.CharField(max_length=64, default="read,write", help_text="Of read, write, admin, with commas.")
     user_id = models.CharField(max_length=512, blank=True, help_text="If set, the key serves this user alone.")
+    requests_per_minute = models.PositiveIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="Without, there is no limit."
+    )
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True, editable=False)

@@ -82,8 +82,8 @@ def follow_settings() -> int:
     for project in Project.objects.exclude(origin=origin):
         with transaction.atomic():
             if project.origin:
-                Project.objects.filter(pk=project.pk).update(generation=F("generation") + 1)
-                versions.move_all(project.pk)
+                versions.move_project(project.pk)
+                move_generation(project.pk)
                 moved += 1
             Project.objects.filter(pk=project.pk).update(origin=origin)
     forget()
@@ -96,6 +96,11 @@ def _origin_settings() -> tuple[object, ...]:
     remote = settings.EMBEDDER == "openai"
     model = (settings.EMBEDDER_URL, settings.EMBEDDER_MODEL, settings.EMBEDDER_DIMENSIONS) if remote else ()
     return (rest, upstream, settings.EMBEDDER, *model)
+
+
+def move_generation(project_id: int) -> None:
+    """Make every key of the project unreachable, within FRESH_SECONDS in every process (PROTOCOL B5)."""
+    Project.objects.filter(pk=project_id).update(generation=F("generation") + 1)
 
 
 def forget() -> None:
