@@ -8,6 +8,7 @@ from typing import Any
 from memory.models import Message, Session, Tier
 from memory.pending import Item
 from memory.stm import tokens
+from memory.text import normalised
 
 OVERHEAD = 4
 """Tokens that a message costs beside its text."""
@@ -33,7 +34,9 @@ def build(session: Session, unstored: tuple[Item, ...], max_tokens: int | None =
     said = list(session.messages.filter(turn__gt=summarised).order_by("turn"))
     room = _Room(max_tokens)
     turns = [one for one in reversed(said) if room.take("full", one.tokens + OVERHEAD)][::-1]
-    items = [one for one in unstored if room.take("pending", tokens.count(one.text))]
+    told = {normalised(one.content) for one in turns}
+    others = [one for one in unstored if normalised(one.text) not in told]
+    items = [one for one in others if room.take("pending", tokens.count(one.text))]
     summary = _fitted(tiers.get("summary"), room)
     compressed = _fitted(tiers.get("compressed"), room)
     return Context(session, turns, summary, compressed, items, room.used, room.short)

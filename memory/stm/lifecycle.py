@@ -86,7 +86,8 @@ def sweep() -> int:
     ended = sum(end(pk, overdue=True) for pk in over)
     late = Q(turns__gte=F("summarised") + 20)
     late |= Q(project__extract_on="turns", turns__gte=F("extracted") + F("project__extract_every_turns"))
-    for pk in Session.objects.filter(late).values_list("pk", flat=True)[:MOST_WOKEN]:
+    idle = Q(busy_until__isnull=True) | Q(busy_until__lt=Now())
+    for pk in Session.objects.filter(late & idle).values_list("pk", flat=True)[:MOST_WOKEN]:
         outbox.send(keep_session.si(pk))
     return ended
 

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from datetime import timedelta
 
+from django.conf import settings
 from django.db import transaction
+from django.db.models import Q
+from django.db.models.functions import Now
 
 from memory import clock
 from memory.models import Message, Session, Tier
@@ -36,22 +40,37 @@ def due(session: Session) -> int:
 
 
 def compress(session_pk: int) -> str:
-    """Bring the tiers up to date; says how it went. The texts are made outside any transaction and both tiers commit
-    in one: killed in between, the messages are still there in full, and the next to come does it again."""
+    """Bring the tiers up to date; says how it went. The texts are made outside any transaction, by one worker at a
+    time, and both tiers commit in one: killed in between, the messages are still there in full, and the sweeper hands
+    the session to another worker once the first one's time is over."""
+    idle = Session.objects.filter(Q(busy_until__isnull=True) | Q(busy_until__lt=Now()), pk=session_pk)
     session = Session.objects.filter(pk=session_pk).first()
     if session is None or not (last := due(session)):
         return "nothing to do"
-    made = _make(session, last)
+    if not idle.update(busy_until=Now() + timedelta(seconds=_busy_seconds())):
+        return "busy"
+    try:
+        return _keep(session, last, _make(session, last))
+    finally:
+        Session.objects.filter(pk=session_pk).update(busy_until=None)
+
+
+def _keep(session: Session, last: int, made: Sequence[Tier]) -> str:
     asked = clock.now()
     with transaction.atomic():
-        held = Session.objects.select_for_update(no_key=True).filter(pk=session_pk).first()
+        held = Session.objects.select_for_update(no_key=True).filter(pk=session.pk).first()
         if held is None or held.summarised >= last:
             return "superseded"
         _save(made)
-        Session.objects.filter(pk=session_pk).update(summarised=last)
+        Session.objects.filter(pk=session.pk).update(summarised=last)
         versions.move(held)
     versions.publish(held, policy(held.project_id).generation, asked)
     return f"summarised {last}"
+
+
+def _busy_seconds() -> float:
+    """What two summaries take at most, the LLM's time-out included."""
+    return 10 + (2 * settings.STM_LLM_TIMEOUT_SECONDS if llm.configured() else 0)
 
 
 def _make(session: Session, last: int) -> list[Tier]:

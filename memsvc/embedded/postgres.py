@@ -142,9 +142,9 @@ class Postgres:
                     cursor.execute(f'CREATE DATABASE "{DATABASE}"')
 
     def _end_unrecorded(self, data: Path) -> None:
-        """PostgreSQL refuses to start while its lock file names any process: a stranger after a restart of a container,
+        """PostgreSQL refuses to start while its lock files name any process: a stranger after a restart of a container,
         a dead server that nobody has reaped. A server at work in this folder is stopped, backends of a dead one are
-        waited for, as they hold its shared memory; once nobody works in the folder the lock file says nothing."""
+        waited for, as they hold its shared memory; once nobody works in the folder the lock files say nothing."""
         lock = data / "postmaster.pid"
         try:
             pid = int(lock.read_text().split("\n", 1)[0])
@@ -156,7 +156,8 @@ class Postgres:
         if pid in working and (started := process.start_time(pid)):
             process.stop([process.Record("postgres", pid, started, signal.SIGINT)], self._home.root, 60)
         if process.wait_until(lambda: not process.working_in(data), RETRY_SECONDS):
-            lock.unlink(missing_ok=True)
+            for left in (lock, *self._home.sockets.glob(".s.PGSQL.*")):
+                left.unlink(missing_ok=True)
 
 
 def _check_major(data: Path, server: Path) -> None:
