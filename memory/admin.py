@@ -62,7 +62,7 @@ class NewKey(forms.ModelForm):  # type: ignore[type-arg]
 
     class Meta:
         model = ApiKey
-        fields = ("project", "name", "scopes", "user_id", "expires_at")
+        fields = ("project", "name", "scopes", "user_id", "requests_per_minute", "expires_at")
 
     def clean_user_id(self) -> str:
         """An id as the API takes it, or none."""
@@ -87,7 +87,7 @@ class ApiKeyAdmin(Shown):
     list_filter = ("project", ("revoked_at", admin.EmptyFieldListFilter))
     list_select_related = ("project",)
     search_fields = ("name", "prefix", "user_id")
-    fields = (*list_display, "created_at")
+    fields = (*list_display, "requests_per_minute", "created_at")
     form = NewKey
     acts = (
         Act(

@@ -16,20 +16,27 @@ from django.db import connection, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
-from memory import clock, db, identity, metrics, pending, signals, stack, versions, write
+from memory import clock, db, deletes, identity, metrics, pending, signals, stack, versions, write
 from memory.backends.base import Backend
 from memory.clock import Deadline
 from memory.errors import OriginError, OriginNotFound
 from memory.models import Attempt, Job, Lane
+from memory.tenancy import projects
 from memory.tenancy.projects import Policy, policy
 from memory.text import text_hash
-from memory.types import MARK_ATTEMPT, MARK_JOB, Memory, Stored, Version
+from memory.types import MARK_ATTEMPT, MARK_JOB, Memory, Scope, Stored, Version
 
 log = logging.getLogger(__name__)
 
 UNRESOLVED = ("", "unknown")
-SENDABLE = ("pending", "processing")
+SENDABLE = deletes.SENDABLE
+LONG = ("extract", write.DELETE_ALL)
 LOOK_TIMEOUT_SECONDS = 20.0
+MOVED_GENERATION = "generation_moved"
+ORDERED_SECONDS = 0.5
+"""Until a job that waits for one of another lane looks again."""
+GENERATION_SECONDS = 2 * projects.FRESH_SECONDS
+"""Until every process has seen that a project's generation moved (PROTOCOL B5)."""
 PART_FACTS = 50
 """Facts one call carries at most: Mem0 embeds them one by one, and the lane's lease has to outlast the call."""
 
@@ -76,9 +83,11 @@ def complete(job: Job, moved: Sequence[Version]) -> bool:
 
 
 def complete_overdue() -> int:
-    """End stored jobs of unconfirmed publication, once a whole lease has passed since their commit (PROTOCOL B7)."""
+    """End stored jobs of unconfirmed publication, once a whole lease has passed since their commit (PROTOCOL B7), and
+    those that moved the generation, once everyone has seen it (B5)."""
     lease = timedelta(seconds=settings.VERSION_LEASE_SECONDS + versions.MARGIN_SECONDS)
-    overdue = Job.objects.filter(state="stored", stored_at__lt=Now() - lease)
+    seen = Q(reason=MOVED_GENERATION, stored_at__lt=Now() - timedelta(seconds=GENERATION_SECONDS))
+    overdue = Job.objects.filter(seen | Q(stored_at__lt=Now() - lease), state="stored")
     return sum(_complete(job) for job in overdue[:1000])
 
 
@@ -135,6 +144,8 @@ def _next(lane_id: int) -> Job | None:
 
 def _work(job: Job, hold: Hold) -> bool:
     """Bring one job to its end, or record when to go on; False when the lane has to wait."""
+    if deletes.blocked(job):
+        return _wait(job, hold, ORDERED_SECONDS, "ordered")
     rules = policy(job.project_id)
     backend = stack.backend(rules)
     open_attempts = list(job.tries.filter(outcome__in=UNRESOLVED))
@@ -147,6 +158,8 @@ def _work(job: Job, hold: Hold) -> bool:
             return _wait(job, hold, _backoff(job, error), error.code)
         if not known:
             return _finish(job, hold, rules, reason="outcome_unknown")
+    if job.kind == write.DELETE_ALL and (unlisted := _note_touched(job, hold, backend)) is not None:
+        return _wait(job, hold, _backoff(job, unlisted), unlisted.code)
     return _send_all(job, hold, backend, rules)
 
 
@@ -198,6 +211,19 @@ def _parts(job: Job) -> list[Part]:
     ]
 
 
+def _note_touched(job: Job, hold: Hold, backend: Backend) -> OriginError | None:
+    """Keep whom a delete by user, agent or run touches, before it is sent (PROTOCOL B5); why that could not be told."""
+    db.release()
+    try:
+        deletes.note(job, backend.list(write.scope(job), Deadline.after(LOOK_TIMEOUT_SECONDS)))
+    except OriginError as error:
+        return error
+    with transaction.atomic():
+        _assert_held(hold)
+        Job.objects.filter(pk=job.pk).update(payload=job.payload)
+    return None
+
+
 def _payload(job: Job) -> dict[str, Any]:
     """What an unfinished job is to write: it is kept as long as that."""
     if job.payload is None:
@@ -207,7 +233,7 @@ def _payload(job: Job) -> dict[str, Any]:
 
 def _send(job: Job, part: Part, hold: Hold, backend: Backend) -> OriginError | None:
     """One recorded attempt; what went wrong, or None when its results stand in the job."""
-    timeout = settings.MEM0_EXTRACT_TIMEOUT_SECONDS if job.kind == "extract" else settings.MEM0_REST_API_TIMEOUT
+    timeout = settings.MEM0_EXTRACT_TIMEOUT_SECONDS if job.kind in LONG else settings.MEM0_REST_API_TIMEOUT
     attempt, begin_by = _record(job, part, hold, backend, timeout)
     db.release()
     if clock.now() >= begin_by:  # paused since: the lease might not outlast the call (PROTOCOL A2)
@@ -254,6 +280,8 @@ def _call(job: Job, part: Part, attempt: Attempt, backend: Backend, deadline: De
         return backend.add(target, part.texts, marks, part.expiration_date, deadline)
     if job.kind == "extract":
         return backend.extract(target, _payload(job)["messages"], marks, deadline)
+    if job.kind == write.DELETE_ALL:
+        return deletes.call(job, backend, deadline)
     memory_id = job.memory_id or ""
     if job.kind == "delete":
         backend.delete(memory_id, deadline)
@@ -308,7 +336,7 @@ def _over(attempt: Attempt) -> bool:
 
 
 def _settle_seconds(job: Job) -> float:
-    return settings.MEM0_EXTRACT_SETTLE_SECONDS if job.kind == "extract" else settings.MEM0_ADD_SETTLE_SECONDS
+    return settings.MEM0_EXTRACT_SETTLE_SECONDS if job.kind in LONG else settings.MEM0_ADD_SETTLE_SECONDS
 
 
 def _resolve(job: Job, hold: Hold, backend: Backend) -> bool:
@@ -358,7 +386,7 @@ def _unknown(job: Job, hold: Hold, rules: Policy) -> bool:
     """
     with transaction.atomic():
         _assert_held(hold)
-        moved = versions.move(write.scope(job).pins())
+        moved = _move(job)
         Job.objects.filter(pk=job.pk).update(
             next_attempt_at=Now() + timedelta(seconds=_settle_seconds(job)),
             reason="settling",
@@ -399,32 +427,33 @@ def _finish(job: Job, hold: Hold, rules: Policy, reason: str = "") -> bool:
     whole = not job.failed and not reason
     target = write.scope(job)
     touched = whole or bool(job.results) or bool(reason)
-    added = _read_back(job, rules) if whole and job.kind in ("add", "extract") and job.results else None
-    vectors = stack.L3.vectors_for(job.project_id, [memory.text for memory in added]) if added else None
+    written = _read_back(job, rules) if whole and job.results else None
+    vectors = stack.L3.vectors_for(job.project_id, [memory.text for memory in written]) if written else None
     with transaction.atomic():
         _assert_held(hold)
-        versions.lock(target.pins(), "move")
-        before = versions.stored(target.pin).number
-        moved = versions.move(target.pins(), floor=_takes_away(job)) if touched else []
-        if moved:
-            _tell(job, moved)
-            if added is not None and target.user_id is not None:
-                stack.L3.apply_added(target, before, moved[0].number, added, vectors)
-        job.version = moved[0].number if moved else None
+        removed = [job.memory_id or ""] if whole and job.kind == "delete" else []
+        before = _lock_before(target) if written is not None or removed else 0
+        moved = _move(job) if touched else []
+        _tell(moved)
+        job.version = next((one.number for one in moved if one.pin == target.pin), None)
+        if removed and job.version is not None:
+            stack.L3.apply_removed(target, before, job.version, removed)
+        elif written is not None and job.version is not None:
+            stack.L3.apply_added(target, before, job.version, written, vectors)
         job.state = "stored" if whole else "failed"
         Job.objects.filter(pk=job.pk).update(
             state=job.state,
             results=job.results,
             failed=job.failed,
             version=job.version,
-            reason=reason or ("" if whole else "rejected"),
+            reason=reason or _ended(job, whole),
             error="" if whole else _first_error(job, reason),
             stored_at=Now() if whole else None,
             completed_at=None if whole else Now(),
         )
-    if whole:
+    if whole and not _everyones(job):
         complete(job, moved)
-    else:
+    elif not whole:
         versions.publish(moved)
         _left_pending(job)
         metrics.count("jobs", project=job.project_id, kind=job.kind, outcome="failed")
@@ -432,9 +461,41 @@ def _finish(job: Job, hold: Hold, rules: Policy, reason: str = "") -> bool:
     return True
 
 
+def _lock_before(target: Scope) -> int:
+    """The version that the next move is from, other moves kept out until then."""
+    versions.lock(target.pins(), "move")
+    return versions.stored(target.pin).number
+
+
+def _ended(job: Job, whole: bool) -> str:
+    """The reason a job shows at its end."""
+    if not whole:
+        return "rejected"
+    return MOVED_GENERATION if _everyones(job) else ""
+
+
 def _takes_away(job: Job) -> bool:
     """Whether something an older answer may hold is no longer so: then the floor rises too (PROTOCOL B9)."""
-    return any(item["event"] != "ADD" for item in job.results) or job.kind in ("update", "delete")
+    return any(item["event"] != "ADD" for item in job.results) or job.kind in ("update", "delete", write.DELETE_ALL)
+
+
+def _everyones(job: Job) -> bool:
+    """Whether a delete may have changed anyone's answers, so that the project moved as a whole."""
+    return job.kind == write.DELETE_ALL and bool((job.payload or {}).get("everyone"))
+
+
+def _move(job: Job) -> list[Version]:
+    """Move the version of every id whose answers the job may have changed (PROTOCOL B2, B5), in the transaction that
+    records it."""
+    floor = _takes_away(job)
+    target = write.scope(job)
+    touched = deletes.pins(job) if job.kind == write.DELETE_ALL else list(target.pins())
+    if touched is not None:
+        return versions.move(touched, floor=floor)
+    job.payload = {**(job.payload or {}), "everyone": True}
+    versions.move_project(job.project_id)
+    projects.move_generation(job.project_id)
+    return [versions.stored(target.pin)]
 
 
 def _complete(job: Job) -> bool:
@@ -450,28 +511,34 @@ def _left_pending(job: Job) -> None:
     pending.changed(write.scope(job).pins(), policy(job.project_id).generation)
 
 
-def _tell(job: Job, moved: Sequence[Version]) -> None:
-    if job.user_id is not None:
-        signals.memories_changed.send(
-            sender=None,
-            project_id=job.project_id,
-            user_id=job.user_id,
-            version=moved[0].number,
-        )
+def _tell(moved: Sequence[Version]) -> None:
+    for version in moved:
+        if version.pin.kind == "user":
+            signals.memories_changed.send(
+                sender=None,
+                project_id=version.pin.project,
+                user_id=version.pin.id,
+                version=version.number,
+            )
 
 
 def _read_back(job: Job, rules: Policy) -> list[Memory] | None:
     """What Mem0 has stored of this job, for L3's rows (PROTOCOL C4); None where reading it would cost a listing."""
     backend = stack.backend(rules)
-    if not backend.in_process or job.user_id is None:
+    if not backend.in_process or job.user_id is None or job.kind == "delete":
         return None
     db.release()
+    deadline = Deadline.after(LOOK_TIMEOUT_SECONDS)
+    ids = {item["id"] for item in job.results}
     try:
-        found = backend.find_marked(write.scope(job), str(job.job_id), [], Deadline.after(LOOK_TIMEOUT_SECONDS))
+        if job.kind == "update":
+            changed = backend.get(job.memory_id or "", deadline)
+            rows = [changed] if changed else []
+        else:
+            marked = backend.find_marked(write.scope(job), str(job.job_id), [], deadline)
+            rows = [memory for memory in marked.memories if memory.id in ids]
     except OriginError:
         return None
-    ids = {item["id"] for item in job.results}
-    rows = [memory for memory in found.memories if memory.id in ids]
     return rows if len(rows) == len(ids) else None
 
 
@@ -511,7 +578,7 @@ def _reconcile(job: Job, hold: Hold) -> None:
         _assert_held(hold)
         moved = versions.move(write.scope(job).pins(), floor=True) if surplus else []
         if moved:
-            _tell(job, moved)
+            _tell(moved)
         Job.objects.filter(pk=job.pk).update(reconcile_at=None)
     versions.publish(moved)
     metrics.count("surplus_removed", len(surplus), project=job.project_id)

@@ -67,6 +67,11 @@ def vector(project: int, model: str, dimensions: int, action: str, digest: str) 
     return f"{PREFIX}:e:{project}:{quote(model, safe='')}:{dimensions}:{action}:{digest}"
 
 
+def rate(key: int) -> str:
+    """The token bucket of an API key."""
+    return f"{PREFIX}:{{rate.{key}}}"
+
+
 def breaker(name: str) -> str:
     """The state of a circuit breaker shared by all processes."""
     return f"{PREFIX}:{{breaker.{quote(name, safe='')}}}"

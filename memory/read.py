@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from django.conf import settings
 
@@ -94,7 +94,7 @@ def _answer(
         answer = _load(query, policy, version, trip, deadline, shared=wish.consistency != "fresh")
     except OriginError as error:
         return _degraded(query, policy, version, trip, error)
-    signals.loaded.send(sender=None, query=query)
+    signals.loaded.send(sender=None, query=query, count=answer.entry.count)
     return answer
 
 
@@ -126,6 +126,15 @@ def history(memory_id: str, policy: Policy, deadline: Deadline) -> list[dict[str
     db.release()
     with bulkhead.waiting():
         return stack.backend(policy).history(memory_id, deadline)
+
+
+def entities(policy: Policy, deadline: Deadline) -> tuple[list[dict[str, Any]], bool]:
+    """The ids that have memories, as [{type, id, total_memories}], and whether they are all, asked of Mem0.
+
+    OriginError, Overloaded."""
+    db.release()
+    with bulkhead.waiting():
+        return stack.backend(policy).entities(deadline)
 
 
 def _bounded(query: Query, policy: Policy, wish: Wish) -> Answer | None:
@@ -174,14 +183,14 @@ def _cached(query: Query, policy: Policy, version: Version, trip: Trip | None, w
     if wish.consistency == "eventual" and copy is not None and version.floor <= copy.version >= wish.min_version:
         age = _age_ms(copy, trip)
         if age <= settings.EVENTUAL_MAX_STALE_SECONDS * 1000:
-            signals.loaded.send(sender=None, query=query)
+            signals.loaded.send(sender=None, query=query, count=copy.count)
             return Answer(copy, version, "L2", stale=True, reason="eventual", age_ms=age)
     local = _lookup("L3", policy, lambda: stack.L3.get(query, version, policy))
     if local is None:
         return None
     entry = _dated(local, trip)
     _fill(query, entry, version, policy, trip)
-    signals.loaded.send(sender=None, query=query)
+    signals.loaded.send(sender=None, query=query, count=entry.count)
     return Answer(entry, version, "L3", age_ms=_age_ms(entry, trip))
 
 

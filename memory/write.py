@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from django.conf import settings
@@ -28,6 +28,7 @@ from memory.types import Scope
 log = logging.getLogger(__name__)
 
 OWNER_TIMEOUT_SECONDS = 5.0
+DELETE_ALL = "delete_all"
 
 
 class IdempotencyMismatch(MemsvcError):
@@ -53,7 +54,8 @@ class OwnerUnknown(MemsvcError):
 class Write:
     """What a caller wants written. `payload` by kind:
     add {memories: [{text, metadata?, expiration_date?}]} · extract {messages, metadata?} ·
-    update {text?, metadata?, expiration_date? (null clears)} · delete {}."""
+    update {text?, metadata?, expiration_date? (null clears)} · delete {} ·
+    delete_all {}, of everything filed under all the ids."""
 
     kind: str
     scope: Scope
@@ -156,7 +158,7 @@ def retry(job: Job) -> bool:
         row = Job.objects.select_for_update().get(pk=job.pk)
         if row.state != "failed" or row.payload is None:
             return False
-        versions.lock(scope(job).pins())
+        versions.lock(scope(job).pins(), _mode(job.kind))
         Job.objects.filter(pk=job.pk).update(
             number=_next_number(),
             state="pending",
@@ -187,9 +189,9 @@ def wake(lane_id: int) -> None:
 
 
 def insert(write: Write, policy: Policy) -> Job:
-    """Make the job in the caller's transaction (PROTOCOL A1); call `pending.changed` and `wake` after the commit."""
+    """Make the job in the caller's transaction (PROTOCOL A1); tell `pending.changed` and `wake` after the commit."""
     pin = write.scope.pin
-    versions.lock(write.scope.pins())
+    versions.lock(write.scope.pins(), _mode(write.kind))
     payload = dict(write.payload)
     job = Job.objects.create(
         number=_next_number(),
@@ -202,7 +204,7 @@ def insert(write: Write, policy: Policy) -> Job:
         payload_bytes=len(orjson.dumps(payload)),
         **write.scope.ids(),
     )
-    if write.scope.user_id is not None:
+    if write.scope.user_id is not None and write.kind != DELETE_ALL:
         touch_user(policy.id, write.scope.user_id)
     if write.idempotency_key is not None:
         IdempotencyRecord.objects.create(
@@ -214,20 +216,32 @@ def insert(write: Write, policy: Policy) -> Job:
     return job
 
 
+def _mode(kind: str) -> Literal["share", "exclude"]:
+    """A delete by user, agent or run keeps others from accepting meanwhile: its number follows all that came before, in
+    whatever lane, and precedes all that come after (PROTOCOL A1)."""
+    return "exclude" if kind == DELETE_ALL else "share"
+
+
 def _reopened(job: Job) -> None:
     pending.changed(scope(job).pins(), projects.policy(job.project_id).generation)
 
 
 def touch_user(project_id: int, user_id: str) -> None:
     """Know the user, and that they were active within the hour."""
+    touch_users([(project_id, user_id)])
+
+
+def touch_users(active: Sequence[tuple[int, str]]) -> None:
+    """Know users by project and id, and that they were active within the hour."""
+    ordered = sorted(set(active))
     with connection.cursor() as cursor:
-        cursor.execute(_TOUCH, (project_id, user_id))
+        cursor.execute(_TOUCH, ([project for project, _ in ordered], [user for _, user in ordered]))
 
 
 _TOUCH = """
 INSERT INTO memory_memoryuser AS u
     (project_id, user_id, warmed_version, warm_superseded_version, warm_failed_version, warm_failure)
-VALUES (%s, %s, 0, 0, 0, '')
+SELECT project_id, user_id, 0, 0, 0, '' FROM unnest(%s::bigint[], %s::text[]) AS active (project_id, user_id)
 ON CONFLICT (project_id, user_id) DO UPDATE SET active_at = now() WHERE u.active_at < now() - interval '1 hour'
 """
 _LANE = """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -76,7 +77,9 @@ class FailingMem0:
     def update(self, memory_id: str, deadline: Deadline, **changes: Any) -> None:
         def change() -> list[Stored]:
             index = self._index(memory_id)
-            self.rows[index] = replace(self.rows[index], text=changes["text"])
+            row = self.rows[index]
+            metadata = {**row.metadata, **(changes.get("metadata") or {})}
+            self.rows[index] = replace(row, text=changes.get("text") or row.text, metadata=metadata)
             return []
 
         self._write("update", change)
@@ -89,8 +92,12 @@ class FailingMem0:
         self._write("delete", remove)
 
     def delete_all(self, scope: Scope, deadline: Deadline) -> None:
-        with self._call("delete_all"):
-            self.rows = [row for row in self.rows if row not in self._of(scope)]
+        def remove() -> list[Stored]:
+            gone = {row.id for row in self._of(scope)}
+            self.rows = [row for row in self.rows if row.id not in gone]
+            return []
+
+        self._write("delete_all", remove)
 
     def history(self, memory_id: str, deadline: Deadline) -> list[dict[str, Any]]:
         return []
@@ -100,7 +107,10 @@ class FailingMem0:
             return Listing([row for row in self._of(scope) if row.job == job], self.conclusive)
 
     def entities(self, deadline: Deadline) -> tuple[list[dict[str, Any]], bool]:
-        return [], True
+        with self._call("entities"):
+            names = [(kind, getattr(row, f"{kind}_id")) for kind in ("user", "agent", "run") for row in self.rows]
+            counts = Counter(name for name in names if name[1] is not None)
+        return [{"type": kind, "id": name, "total_memories": n} for (kind, name), n in counts.items()], True
 
     def check(self, deadline: Deadline) -> dict[str, Any]:
         return {"name": self.name}

@@ -30,7 +30,7 @@ def search(found: Recalled, began: float) -> HttpResponse:
     body = b"".join((b'{"results":', found.results, b',"meta":', meta, b"}"))
     ms = (clock.now() - began) * 1000
     headers = {
-        "Cache-Status": _cache_status(answer),
+        "Cache-Status": cache_status(answer),
         "Server-Timing": f'search;dur={ms:.2f};desc="{answer.layer}"',
     }
     return HttpResponse(body, content_type="application/json", headers=headers)
@@ -97,7 +97,7 @@ def _meta(answer: Answer) -> dict[str, Any]:
     return meta | ({"partial": True} if answer.partial else {})
 
 
-def _cache_status(answer: Answer) -> str:
+def cache_status(answer: Answer) -> str:
     """RFC 9211, the layer as detail. L3 computes: it forwards to nobody, but it did not have the answer either."""
     if answer.layer in ("L0", "L2"):
         return f"memsvc; hit; detail={answer.layer}" + ("; fwd=stale" if answer.stale else "")

@@ -49,13 +49,13 @@ def operation(
     problems: tuple[int, ...] = (),
     idempotent: bool = False,
 ) -> Callable[[View], View]:
-    """Describe one method of a view; 400, 401, 403, 404, 500 and 503 go without saying."""
+    """Describe one method of a view; 400, 401, 403, 404, 429, 500 and 503 go without saying."""
     parameters = [OpenApiParameter(id_, {"type": "string"}, OpenApiParameter.PATH) for id_ in path]
     for id_, kind in (query.fields if query else {}).items():
         parameters.append(OpenApiParameter(id_, kind.schema(), OpenApiParameter.QUERY))
     if idempotent:
         parameters.append(IDEMPOTENCY_KEY)
-    usual = (400, 401, 403, 500, 503) + ((404,) if path else ())
+    usual = (400, 401, 403, 429, 500, 503) + ((404,) if path else ())
     responses: dict[Any, Any] = {
         (status, MEDIA_TYPE): OpenApiResponse(Problem, description="A problem")
         for status in sorted({*usual, *problems})

@@ -95,7 +95,7 @@ class Embeddings(Compatible):
         operation_id="embeddings",
         summary="Embed texts (OpenAI-compatible)",
         request={"application/json": REQUEST.schema()},
-        responses={200: _LIST, **dict.fromkeys((400, 401, 403, 404, 413, 415, 503), _ERROR)},
+        responses={200: _LIST, **dict.fromkeys((400, 401, 403, 404, 413, 415, 429, 503), _ERROR)},
     )
     def post(self, request: Request) -> HttpResponse:
         """Embed."""
@@ -116,7 +116,7 @@ class Models(Compatible):
     @extend_schema(
         operation_id="models",
         summary="List the embedding models (OpenAI-compatible)",
-        responses={200: _LIST, **dict.fromkeys((401, 403, 503), _ERROR)},
+        responses={200: _LIST, **dict.fromkeys((401, 403, 429, 503), _ERROR)},
     )
     def get(self, request: Request) -> Response:
         """One name for each mode."""

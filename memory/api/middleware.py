@@ -15,6 +15,7 @@ from django.http import HttpRequest, HttpResponseBase
 
 from memory import clock, identity, logs
 from memory.api import problems
+from memory.tenancy.limits import WINDOW_SECONDS, Standing
 
 access = logging.getLogger("memory.access")
 
@@ -70,11 +71,25 @@ def _too_large(request: HttpRequest) -> bool:
     return len(body) > settings.MAX_BODY_BYTES
 
 
+def _rate_headers(rate: Standing) -> dict[str, str]:
+    """How the key stands: as the IETF's draft says it, and as Mem0's clients read it."""
+    return {
+        "RateLimit-Policy": f'"key";q={rate.limit};w={WINDOW_SECONDS}',
+        "RateLimit": f'"key";r={rate.remaining};t={rate.reset}',
+        "X-RateLimit-Limit": str(rate.limit),
+        "X-RateLimit-Remaining": str(rate.remaining),
+        "X-RateLimit-Reset": str(rate.reset),
+    }
+
+
 def _finish(request: HttpRequest, response: HttpResponseBase, began: float) -> None:
     response["X-Request-ID"] = request.request_id  # type: ignore[attr-defined]
+    if (rate := getattr(request, "rate", None)) is not None:
+        for name, value in _rate_headers(rate).items():
+            response[name] = value
     if "admin" in getattr(getattr(request, "caller", None), "scopes", ()):
         response["X-Memsvc-Process"] = _process(os.getpid())
-    if not request.path_info.startswith("/api/"):
+    if not (request.path_info.startswith("/api/") or problems.of_mem0(request.path_info)):
         return
     response.headers.setdefault("Cache-Control", "no-store")
     response._has_been_logged = True  # type: ignore[attr-defined]  # the line below says it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -47,6 +48,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "backlog_full": (429, "Too many writes wait for Mem0"),
     "throttled": (429, "Too many requests"),
     "internal": (500, "Something went wrong here"),
+    "not_offered": (501, "memsvc does not offer this"),
     "job_failed": (502, "The write was accepted and failed"),
     "origin_rejected": (502, "Mem0 refused the request"),
     "origin_error": (502, "Mem0 failed"),
@@ -60,6 +62,9 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "origin_timeout": (504, "Mem0 did not answer in time"),
 }
 
+_MEM0 = re.compile(
+    r"/+(?:v[123]/(?!embeddings|models)|(?:memories|search|entities|configure|reset|generate-instructions)(?:/|\Z))"
+)
 _CODES: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.ValidationError, "invalid"),
     (exceptions.ParseError, "malformed"),
@@ -113,8 +118,22 @@ def describe(request: HttpRequest, code: str, detail: str | None = None, **extra
 
 def answer(request: HttpRequest, code: str, detail: str | None = None, **extra: Any) -> HttpResponse:
     """A problem as a whole answer, for where the framework's exception handler does not reach."""
-    body = orjson.dumps(describe(request, code, detail, **extra))
-    return HttpResponse(body, status=PROBLEMS[code][0], content_type=MEDIA_TYPE)
+    told = describe(request, code, detail, **extra)
+    if of_mem0(request.path):
+        return HttpResponse(orjson.dumps(in_mem0s_words(told)), status=told["status"], content_type="application/json")
+    return HttpResponse(orjson.dumps(told), status=told["status"], content_type=MEDIA_TYPE)
+
+
+def in_mem0s_words(told: Mapping[str, Any]) -> dict[str, Any]:
+    """A problem as Mem0's clients read it: a sentence in `detail`."""
+    fields = [f"{one['field']} {one['message']}" for one in told.get("errors", [])]
+    detail = "; ".join(fields) or told.get("detail", told["title"])
+    return {"detail": detail, "code": told["code"], "request_id": told["request_id"]}
+
+
+def of_mem0(path: str) -> bool:
+    """Whether a path belongs to one of Mem0's surfaces."""
+    return _MEM0.match(path) is not None
 
 
 @csrf_exempt
@@ -139,7 +158,7 @@ def server_error(request: HttpRequest) -> HttpResponse:
 
 
 def _ours(request: HttpRequest) -> bool:
-    return request.path.startswith("/api/")
+    return request.path.startswith("/api/") or of_mem0(request.path)
 
 
 def _code(error: Exception) -> str | None:

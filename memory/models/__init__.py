@@ -1,5 +1,6 @@
 """What memsvc keeps in PostgreSQL."""
 
+from memory.models.feedback import Feedback
 from memory.models.jobs import Attempt, IdempotencyRecord, Job, Lane
 from memory.models.projects import ApiKey, Project
 from memory.models.sessions import Message, Session, Tier
@@ -12,6 +13,7 @@ __all__ = [
     "ApiKey",
     "Attempt",
     "CounterTotal",
+    "Feedback",
     "Heartbeat",
     "IdempotencyRecord",
     "Job",

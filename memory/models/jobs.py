@@ -8,6 +8,7 @@ from django.db.models.functions import Now
 
 from memory.models.projects import Project
 
+KINDS = ("add", "extract", "update", "delete", "delete_all")
 UNFINISHED = ("pending", "processing", "stored")
 OPEN = Q(state__in=UNFINISHED) | Q(state="failed", dismissed_at__isnull=True)
 """What a pin's pending set is made of (C1)."""
@@ -39,7 +40,7 @@ class Job(models.Model):
     job_id = models.UUIDField(unique=True)
     project = models.ForeignKey(Project, on_delete=models.CASCADE)
     lane = models.ForeignKey(Lane, on_delete=models.CASCADE, related_name="jobs")
-    kind = models.CharField(max_length=10, choices=[(k, k) for k in ("add", "extract", "update", "delete")])
+    kind = models.CharField(max_length=10, choices=[(k, k) for k in KINDS])
     state = models.CharField(
         max_length=10,
         default="pending",
@@ -76,6 +77,11 @@ class Job(models.Model):
             models.Index(fields=["project", "user_id", "number"], name="job_open_user", condition=OPEN),
             models.Index(fields=["project", "agent_id", "number"], name="job_open_agent", condition=OPEN),
             models.Index(fields=["project", "run_id", "number"], name="job_open_run", condition=OPEN),
+            models.Index(
+                fields=["project", "number"],
+                name="job_delete_all",
+                condition=Q(kind="delete_all", state__in=UNFINISHED),
+            ),
             models.Index(fields=["project", "state", "-number"], name="job_state"),
             models.Index(
                 fields=["project", "memory_id", "number"], name="job_memory", condition=Q(memory_id__isnull=False)

@@ -24,6 +24,9 @@ class Project(models.Model):
         help_text="Prefix of this project's ids in Mem0; empty for the first project, whose ids are Mem0's own.",
     )
     generation = models.BigIntegerField(default=1, editable=False)
+    origin = models.CharField(
+        max_length=64, blank=True, editable=False, help_text="Digest of its upstream and embedder."
+    )
     local_search = models.CharField(max_length=10, choices=LOCAL_SEARCH, default="", blank=True)
     local_ranking = models.CharField(max_length=20, default="", blank=True)
     on_unknown = models.CharField(max_length=10, choices=ON_UNKNOWN, default="hold")
@@ -40,6 +43,7 @@ class Project(models.Model):
 
     class Meta:
         ordering = ["id"]
+        constraints = [models.UniqueConstraint(fields=["namespace"], name="one_namespace")]
 
     def __str__(self) -> str:
         return self.name
@@ -54,6 +58,9 @@ class ApiKey(models.Model):
     digest = models.CharField(max_length=64, unique=True, editable=False)
     scopes = models.CharField(max_length=64, default="read,write", help_text="Of read, write, admin, with commas.")
     user_id = models.CharField(max_length=512, blank=True, help_text="If set, the key serves this user alone.")
+    requests_per_minute = models.PositiveIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="Without, there is no limit."
+    )
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True, editable=False)

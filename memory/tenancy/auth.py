@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rest_framework.authentication import BaseAuthentication
-from rest_framework.exceptions import AuthenticationFailed, PermissionDenied
+from rest_framework.exceptions import AuthenticationFailed, PermissionDenied, Throttled
 from rest_framework.permissions import SAFE_METHODS, BasePermission
 from rest_framework.request import Request
 
 from memory import logs
-from memory.tenancy import keys
+from memory.tenancy import keys, limits
 from memory.tenancy.keys import Caller
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class KeyAuthentication(BaseAuthentication):
             raise AuthenticationFailed("The API key is unknown, revoked or expired.")
         request._request.caller = caller  # type: ignore[attr-defined]
         logs.note(project=caller.project)
+        _limit(request, caller)
         return caller, caller
 
     def authenticate_header(self, request: Request) -> str:
@@ -77,6 +78,16 @@ def admit(caller: Caller, user_id: str | None) -> None:
 def may_see(caller: Caller, user_id: str | None) -> bool:
     """Whether a thing of this user exists for the caller; if not, it is answered like an unknown one."""
     return caller.user_id is None or caller.user_id == user_id
+
+
+def _limit(request: Request, caller: Caller) -> None:
+    """Count the request against its key's limit; Throttled beyond it. Refused requests count as well."""
+    if caller.requests_per_minute is None:
+        return
+    standing = limits.take(caller.key, caller.requests_per_minute)
+    request._request.rate = standing  # type: ignore[attr-defined]
+    if standing.wait:
+        raise Throttled(wait=standing.wait)
 
 
 def _secret(request: Request) -> str | None:

@@ -43,6 +43,7 @@ class Caller:
     project: int
     scopes: frozenset[str]
     user_id: str | None = None
+    requests_per_minute: int | None = None
 
 
 @dataclass(slots=True)
@@ -67,6 +68,7 @@ def create(
     name: str,
     scopes: Iterable[str],
     user_id: str = "",
+    requests_per_minute: int | None = None,
     expires_at: datetime | None = None,
 ) -> tuple[ApiKey, str]:
     """A new key and its secret, which is not kept. ValueError for no scope or an unknown one."""
@@ -82,6 +84,7 @@ def create(
         digest=_digest(secret).hex(),
         scopes=",".join(scope for scope in SCOPES if scope in wanted),
         user_id=user_id,
+        requests_per_minute=requests_per_minute,
         expires_at=expires_at,
     )
     return key, secret
@@ -156,11 +159,12 @@ def _read(digest: bytes) -> Caller | None:
 
 def _select(digest: bytes) -> Caller | None:
     valid = Q(revoked_at=None) & (Q(expires_at=None) | Q(expires_at__gt=Now()))
-    row = ApiKey.objects.filter(valid, digest=digest.hex()).values_list("pk", "project_id", "scopes", "user_id").first()
+    wanted = ("pk", "project_id", "scopes", "user_id", "requests_per_minute")
+    row = ApiKey.objects.filter(valid, digest=digest.hex()).values_list(*wanted).first()
     if row is None:
         return None
-    key, project, scopes, user_id = row
-    return Caller(key, project, frozenset(scope.strip() for scope in scopes.split(",")), user_id or None)
+    key, project, scopes, user_id, limit = row
+    return Caller(key, project, frozenset(scope.strip() for scope in scopes.split(",")), user_id or None, limit)
 
 
 def _keep(digest: bytes, caller: Caller | None, asked: float) -> _Seen | None:
