@@ -64,7 +64,7 @@ def load(raw: dict[str, Any]) -> Sample:
 
 
 def measure(sample: Sample) -> NDArray[np.float64]:
-    """For each question the recall of STM, of LTM and of both with each of GRID's weights; shape (questions, 2 + grid)."""
+    """For each question the recall of STM, of LTM and of both by each of GRID's weights: (questions, 2 + grid)."""
     from memory import merge, nearness, rank
 
     covers = dict((*sample.turns, *sample.facts))
