@@ -64,10 +64,12 @@ def load(raw: dict[str, Any]) -> Sample:
 
 
 def measure(sample: Sample) -> NDArray[np.float64]:
-    """For each question the recall of STM, of LTM and of both by each of GRID's weights: (questions, 2 + grid)."""
+    """Recall of STM, of LTM and of both with each of GRID's weights; array of shape (questions, 2 + grid)."""
     from memory import merge, nearness, rank
 
-    covers = dict((*sample.turns, *sample.facts))
+    covers: dict[str, frozenset[str]] = {}
+    for text, turns in (*sample.turns, *sample.facts):
+        covers[text] = covers.get(text, frozenset()) | turns
     turn_rows = rank.Rows([text for text, _ in sample.turns])
     fact_rows = rank.Rows([text for text, _ in sample.facts], sample.vectors[1])
     table = []

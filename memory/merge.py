@@ -1,11 +1,12 @@
 """One answer out of both memories (DESIGN 8, PROTOCOL C1): what Mem0 ranked, and what is nearer than Mem0.
 
-Pure functions. Scores of two rankings are not comparable: each is normalised within this answer, by its own best.
+Pure functions. Scores of two rankings are not comparable: each is spread from 0 to 1 within this answer, between the
+last and the best that it could show (docs/decisions/0011).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,21 +53,22 @@ def together(
     explain: bool = False,
 ) -> list[dict[str, Any]]:
     """The best `top_k` of both, best first, each said once. `near` is what `needed` left."""
-    best = _best(one.get("score") for one in results)
-    best_near = _best(one.score for one in near)
+    far_off = _spread([one.get("score") or 0.0 for one in results], top_k)
+    close_by = _spread([one.score for one in near], top_k)
     by_text = {normalised(one.shown["memory"]): one for one in near}
     merged = []
     for result in results:
         twin = by_text.pop(normalised(result["memory"]), None)
-        parts = {"ltm": (result.get("score") or 0.0) / best, "stm": twin.score / best_near if twin else None}
+        parts = {"ltm": far_off(result.get("score") or 0.0), "stm": close_by(twin.score) if twin else None}
         bonus = weights.both if twin else 0.0
         score = max(parts["ltm"] or 0.0, parts["stm"] or 0.0) + bonus
         source = "both" if twin else result.get("source", "ltm")
         merged.append(_scored({**result, "source": source}, score, parts, bonus, explain=explain))
     for one in by_text.values():
-        parts = {"ltm": None, "stm": one.score / best_near}
-        score = one.score / best_near + weights.near
-        merged.append(_scored(one.shown, score, parts, weights.near, explain=explain))
+        part = close_by(one.score)
+        merged.append(
+            _scored(one.shown, part + weights.near, {"ltm": None, "stm": part}, weights.near, explain=explain),
+        )
     merged.sort(key=lambda item: -item["score"])
     return merged[:top_k]
 
@@ -82,7 +84,8 @@ def _scored(
     return {**shown, "score": score} | ({"parts": {**parts, "bonus": bonus}} if explain else {})
 
 
-def _best(scores: Any) -> float:
-    """What a ranking is normalised by: its best score, or 1 where none is above zero."""
-    best = max((score or 0.0 for score in scores), default=0.0)
-    return best if best > 0 else 1.0
+def _spread(scores: Sequence[float], top_k: int) -> Callable[[float], float]:
+    """From a ranking's scores to 0 to 1 between the last and the best of its first `top_k`; 1 where they are equal."""
+    shown = sorted(scores, reverse=True)[:top_k] or [0.0]
+    best, last = shown[0], shown[-1]
+    return lambda score: min(1.0, max(0.0, (score - last) / (best - last))) if best > last else 1.0

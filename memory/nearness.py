@@ -22,19 +22,26 @@ from memory.rank import Rows
 from memory.text import nfc
 
 HELD_BYTES = 8 << 20
-WORDS_WEIGHT = 0.3
-"""Share of the words in a score: cosines of one model lie close together, a word in common tells them apart."""
+WORDS_WEIGHT = 0.6
+"""Share of the words in a score: cosines of one model lie close together, a word in common tells them apart. Measured:
+docs/decisions/0011."""
 MOST_MADE = 4
 """Vectors that one search makes, of the last texts without one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """For each text 0 to 1; whether vectors had a part in it, and whether every text had one."""
+    """For each text 0 to 1; its cosine where vectors had a part in that; whether every text had a vector."""
 
     values: list[float]
-    by_vectors: bool
+    cosines: list[float] | None
     whole: bool
+
+    def reach(self, threshold: float | None) -> list[bool]:
+        """Which texts a search with this threshold may show: it is one of cosines, as for Mem0."""
+        if threshold is None or self.cosines is None:
+            return [True] * len(self.values)
+        return [cosine >= threshold for cosine in self.cosines]
 
 
 def scores(question: str, rows: Rows, project: int, *, by_words: bool = False) -> Scores:
@@ -44,10 +51,11 @@ def scores(question: str, rows: Rows, project: int, *, by_words: bool = False) -
         words[index] = score
     cosines = None if by_words else _cosines(question, rows.texts, project)
     if cosines is None:
-        return Scores(words.tolist(), by_vectors=False, whole=not by_words)
+        return Scores(words.tolist(), None, whole=not by_words)
     unknown = np.isnan(cosines)
     cosines[unknown] = np.median(cosines[~unknown]) if not unknown.all() else 0
-    return Scores(((1 - WORDS_WEIGHT) * cosines + WORDS_WEIGHT * words).tolist(), True, not unknown.any())
+    values = (1 - WORDS_WEIGHT) * cosines + WORDS_WEIGHT * words
+    return Scores(values.tolist(), cosines.tolist(), not unknown.any())
 
 
 def warm(texts: Sequence[str], project: int) -> None:

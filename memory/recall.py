@@ -184,14 +184,12 @@ def on_their_way(query: Query, items: Sequence[Item]) -> list[Near]:
         return []
     told = nearness.scores(query.text, Rows([item.text for item in about]), query.scope.project)
     scored = told.values
-    if not told.by_vectors:
+    if told.cosines is None:
         scored = [UNKNOWN_SCORE + (1 - UNKNOWN_SCORE) * score for score in scored]
-    elif query.threshold is not None:
-        kept = [(item, score) for item, score in zip(about, scored, strict=True) if score >= query.threshold]
-        about, scored = [item for item, _ in kept], [score for _, score in kept]
     return [
         Near(_shown(item), score, (item.job or None) if item.kind == "extract" else None, fleeting=True)
-        for item, score in zip(about, scored, strict=True)
+        for item, score, reaches in zip(about, scored, told.reach(query.threshold), strict=True)
+        if reaches
     ]
 
 

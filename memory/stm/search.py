@@ -151,13 +151,12 @@ def _ranked(session_id: str, talk: Conversation, query: Query, policy: Policy, s
     conditions = query.conditions()
     if not rank.understands(conditions):
         return []
-    least = query.threshold if scored.by_vectors and query.threshold is not None else 0.0
     asked = normalised(query.text) if query.text.endswith("?") else None
     best = [
         (score, line)
-        for score, line in zip(scored.values, talk.lines, strict=True)
+        for score, line, reaches in zip(scored.values, talk.lines, scored.reach(query.threshold), strict=True)
         if score > 0
-        and score >= least
+        and reaches
         and normalised(line.text) != asked  # the very question, said in the session before it was asked here
         and (not conditions or rank.matches(conditions, Memory("", line.text, metadata=line.metadata)))
     ]

@@ -44,7 +44,7 @@ def test_what_both_hold_gains_most_and_what_is_new_a_little():
 
 def test_a_ranking_of_small_scores_weighs_as_much_as_one_of_large_ones():
     merged = together([ltm("tea", 0.02), ltm("cake", 0.01)], [near("milk", 0.9), near("rum", 0.1)], 10, WEIGHTS)
-    assert [one["memory"] for one in merged] == ["milk", "tea", "cake", "rum"]
+    assert [one["memory"] for one in merged] == ["milk", "tea", "rum", "cake"]
 
 
 def test_no_more_than_asked_for():
