@@ -21,7 +21,7 @@ from memory.api.urls import USER, route
 from memory.tenancy.auth import admit
 
 WARMS = Record(
-    {"user_id": bodies.ID, "state": Choice(RUN_STATES), **bodies.PAGE.fields},
+    {"user_id": bodies.ID, "status": Choice(RUN_STATES), **bodies.PAGE.fields},
     defaults=bodies.PAGE.defaults,
 )
 
@@ -39,7 +39,7 @@ class WarmShown(s.Serializer[object]):
     run_id = s.UUIDField()
     user_id = s.CharField()
     reason = s.CharField()
-    state = s.ChoiceField(RUN_STATES)
+    status = s.ChoiceField(RUN_STATES)
     step = s.CharField(allow_null=True)
     attempts = s.IntegerField()
     error = s.CharField(allow_null=True)
@@ -77,8 +77,8 @@ class Warms(Door):
         where: dict[str, Any] = {"project_id": self.caller.project}
         if user_id is not None:
             where["user_id"] = user_id
-        if "state" in asked:
-            where["state"] = asked["state"]
+        if "status" in asked:
+            where["state"] = asked["status"]
         found = WarmRun.objects.filter(**where)
         return Response(pages.page(request, asked, found.count(), lambda first, last: found[first:last], shown))
 
@@ -105,7 +105,7 @@ def shown(run: WarmRun) -> dict[str, Any]:
         "run_id": str(run.run_id),
         "user_id": run.user_id,
         "reason": run.reason,
-        "state": run.state,
+        "status": run.state,
         "step": run.step or None,
         "attempts": run.attempts,
         "error": run.error or None,

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import connection
 
 from cachewarm.models import LearnedQuery
-from memory import db
+from memory import db, write
 from memory.types import Query, Scope
 
 MOST_NOTED = 2000
@@ -65,7 +65,8 @@ def save() -> None:
         (query.scope.project, query.scope.user_id, query.fingerprint, orjson.dumps(_kept(query)).decode(), times)
         for query, times in noted.items()
     ]
-    users = list({(row[0], row[1]) for row in rows})
+    users = sorted({(query.scope.project, query.scope.user_id or "") for query in noted})
+    write.touch_users(users)
     db.write_many(_SAVE, sorted(rows), template=_WORTH)
     with connection.cursor() as cursor:
         cursor.execute(

@@ -42,9 +42,10 @@ def warm_after_write(sender: object, project_id: int, user_id: str, version: int
         transaction.on_commit(lambda: chains.start(due.run_id, due.seconds), robust=True)
 
 
-def learn(sender: object, query: Query, **_: Any) -> None:
-    """Remember what the user asked."""
-    learned.note(query)
+def learn(sender: object, query: Query, count: int, **_: Any) -> None:
+    """Remember what the user asked, if there is such a user: one of whom nothing is known has nothing to warm."""
+    if count:
+        learned.note(query)
 
 
 def save_learned(sender: object, **_: Any) -> None:

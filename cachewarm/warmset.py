@@ -1,4 +1,4 @@
-"""The questions kept warm for a user: the topics', and those the user really asks."""
+"""The questions kept warm for a user: those the user really asks, and the topics'."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from memory.types import Query, Scope
 
 
 def of(scope: Scope) -> list[Query]:
-    """Topics first: they are what is asked of everybody. Each as the native API builds it, each once."""
-    asked = [Query(scope, nfc(question).strip()) for question in topics.questions(topics.of(scope.project))]
-    return list(dict.fromkeys([*asked, *learned.of(scope)]))
+    """The user's own first: where each must be searched upstream, what nobody asked is left out first. The topics' are
+    as the native API builds them; each question once."""
+    general = [Query(scope, nfc(question).strip()) for question in topics.questions(topics.of(scope.project))]
+    return list(dict.fromkeys([*learned.of(scope), *general]))

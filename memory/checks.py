@@ -22,6 +22,7 @@ from django.db import Error as DatabaseError
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES
 
+from memory.clock import Deadline
 from memory.delivery import LOOK_TIMEOUT_SECONDS
 from memory.errors import EmbedderError
 from memory.redis_client import cache
@@ -226,7 +227,7 @@ def services_hold(databases: Sequence[str] | None = None, **_: Any) -> list[Chec
     """Every problem of the services that answer; nothing is asked without `--database`."""
     if not databases:
         return []
-    return [*_pgvector(), *_redis_servers()]
+    return [*_pgvector(), *_redis_servers(), *_mem0_server()]
 
 
 def _pgvector() -> Found:
@@ -243,6 +244,16 @@ def _pgvector() -> Found:
         problem = f"{error}."
     if problem:
         yield Error(problem, id="memory.E020")
+
+
+def _mem0_server() -> Found:
+    """A server that does not answer is an outage, and the service is there for those."""
+    if not settings.MEM0_USE_REST_API or not settings.MEM0_REST_API_URL:
+        return
+    from memory.backends.mem0_rest import server  # only the upstream in use is loaded
+
+    if refusal := server().refusal(Deadline.after(LOOK_TIMEOUT_SECONDS)):
+        yield Error(refusal, id="memory.E026")
 
 
 def _redis_servers() -> Found:

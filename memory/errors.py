@@ -12,8 +12,7 @@ MemsvcError
 │ └ OriginRejected      Mem0 refused the request itself: retrying it cannot help
 ├ EmbedderError         no vector could be made
 ├ DatabaseUnavailable   PostgreSQL did not answer
-├ Overloaded            the bulkhead or a backlog limit is full
-└ SummaryError          cachewarm: the old summary is kept, the run is recorded
+└ Overloaded            the bulkhead or a backlog limit is full
 """
 
 from __future__ import annotations
@@ -123,10 +122,3 @@ class Overloaded(MemsvcError):
     def __init__(self, detail: str = "", *, retry_after: float = 1.0) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
-
-
-class SummaryError(MemsvcError):
-    """A user's summaries could not be rebuilt."""
-
-    code = "summary_error"
-    retryable = True

@@ -22,7 +22,6 @@ DECLARED: dict[str, tuple[tuple[str, ...], str]] = {
     "attempts": (("outcome",), "Attempts to deliver: stored, rejected, unavailable, unknown."),
     "surplus_removed": ((), "Second copies of a job's facts found in Mem0 and removed."),
     "warms": (("reason", "outcome"), "Warms ended: completed, superseded, unchanged or failed."),
-    "warm_set_hits": ((), "Searches answered from an entry that a warm had filled."),
     "rebuild_differences": ((), "Users found changed in Mem0 at an unmoved version."),
 }
 

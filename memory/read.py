@@ -70,7 +70,7 @@ def _answer(
         answer = _load(query, policy, version, trip, deadline, shared=wish.consistency != "fresh")
     except OriginError as error:
         return _degraded(query, policy, version, trip, error)
-    signals.loaded.send(sender=None, query=query)
+    signals.loaded.send(sender=None, query=query, count=answer.entry.count)
     return answer
 
 
@@ -159,14 +159,14 @@ def _cached(query: Query, policy: Policy, version: Version, trip: Trip | None, w
     if wish.consistency == "eventual" and copy is not None and version.floor <= copy.version >= wish.min_version:
         age = _age_ms(copy, trip)
         if age <= settings.EVENTUAL_MAX_STALE_SECONDS * 1000:
-            signals.loaded.send(sender=None, query=query)
+            signals.loaded.send(sender=None, query=query, count=copy.count)
             return Answer(copy, version, "L2", stale=True, reason="eventual", age_ms=age)
     local = _lookup("L3", policy, lambda: stack.L3.get(query, version, policy))
     if local is None:
         return None
     entry = _dated(local, trip)
     _fill(query, entry, version, policy, trip)
-    signals.loaded.send(sender=None, query=query)
+    signals.loaded.send(sender=None, query=query, count=entry.count)
     return Answer(entry, version, "L3", age_ms=_age_ms(entry, trip))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -227,14 +227,20 @@ def _reopened(job: Job) -> None:
 
 def touch_user(project_id: int, user_id: str) -> None:
     """Know the user, and that they were active within the hour."""
+    touch_users([(project_id, user_id)])
+
+
+def touch_users(active: Sequence[tuple[int, str]]) -> None:
+    """Know users by project and id, and that they were active within the hour."""
+    ordered = sorted(set(active))
     with connection.cursor() as cursor:
-        cursor.execute(_TOUCH, (project_id, user_id))
+        cursor.execute(_TOUCH, ([project for project, _ in ordered], [user for _, user in ordered]))
 
 
 _TOUCH = """
 INSERT INTO memory_memoryuser AS u
     (project_id, user_id, warmed_version, warm_superseded_version, warm_failed_version, warm_failure)
-VALUES (%s, %s, 0, 0, 0, '')
+SELECT project_id, user_id, 0, 0, 0, '' FROM unnest(%s::bigint[], %s::text[]) AS active (project_id, user_id)
 ON CONFLICT (project_id, user_id) DO UPDATE SET active_at = now() WHERE u.active_at < now() - interval '1 hour'
 """
 _LANE = """

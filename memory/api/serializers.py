@@ -216,5 +216,4 @@ class Stats(s.Serializer[object]):
     attempts = s.DictField(child=s.IntegerField())
     loads_joined = s.IntegerField()
     surplus_removed = s.IntegerField()
-    warm_set_hits = s.IntegerField()
     rebuild_differences = s.IntegerField()

@@ -51,7 +51,7 @@ def report(project_id: int) -> dict[str, Any]:
     }
 
 
-_PLAIN = ("loads_joined", "surplus_removed", "warm_set_hits", "rebuild_differences")
+_PLAIN = ("loads_joined", "surplus_removed", "rebuild_differences")
 
 
 def _by(totals: Totals, metric: str, label: str) -> dict[str, int]:

@@ -28,7 +28,7 @@ class Summary(Door):
         bodies.query(request, bodies.NOTHING)
         scope = self.user(user_id)
         current = versions.current(scope.pin, self.policy.generation)
-        held = stack.L3.snapshot(scope.project, scope.pin.id)
+        held = stack.L3.snapshot(scope.project, scope.pin.id, current.floor)
         return Response(answers.summary(scope.pin.id, held, current))
 
 

@@ -280,7 +280,12 @@ class Mem0REST:
 
 def connect() -> Backend:
     """The server that MEM0_REST_API_URL and its companions describe, behind the breaker."""
-    rest = Mem0REST(
+    return Guarded(server())
+
+
+def server() -> Mem0REST:
+    """The server itself."""
+    return Mem0REST(
         settings.MEM0_REST_API_URL,
         key=settings.MEM0_REST_API_KEY,
         timeout=settings.MEM0_REST_API_TIMEOUT,
@@ -288,7 +293,6 @@ def connect() -> Backend:
         ca_file=settings.MEM0_REST_API_CA_FILE,
         connections=settings.WEB_THREADS,
     )
-    return Guarded(rest)
 
 
 def _path(memory_id: str) -> str:

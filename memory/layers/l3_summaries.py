@@ -170,10 +170,11 @@ class SummaryLayer:
             row = cursor.fetchone()
         return Scope(project_id, *row) if row else None
 
-    def snapshot(self, project_id: int, user_id: str) -> Snapshot | None:
-        """The user's summaries, whatever their version, without what has expired since. LayerUnavailable."""
+    def snapshot(self, project_id: int, user_id: str, floor: int = 0) -> Snapshot | None:
+        """The user's summaries, however old but not below the floor (PROTOCOL B9), without what has expired since.
+        LayerUnavailable."""
         with _translated():
-            row = Snapshot.objects.filter(project_id=project_id, user_id=user_id).first()
+            row = Snapshot.objects.filter(project_id=project_id, user_id=user_id, version__gte=floor).first()
         if row is not None:
             today = clock.wall().date().isoformat()
             row.topics = {name: _unexpired(shown, today) for name, shown in row.topics.items()}
@@ -210,8 +211,6 @@ class SummaryLayer:
         l3_rows.write(snapshot, memories, vectors, listed=False)
         self._move(snapshot, after, {memory.id: memory.text for memory in memories})
         return True
-
-    apply_updated = apply_added
 
     def apply_removed(self, target: Scope, before: int, after: int, memory_ids: Sequence[str]) -> bool:
         """Remove rows, and what the summaries say of them; otherwise as `apply_added`."""

@@ -21,6 +21,9 @@ class Project(models.Model):
         help_text="Prefix of this project's ids in Mem0; empty for the first project, whose ids are Mem0's own.",
     )
     generation = models.BigIntegerField(default=1, editable=False)
+    origin = models.CharField(
+        max_length=64, blank=True, editable=False, help_text="Digest of its upstream and embedder."
+    )
     local_search = models.CharField(max_length=10, choices=LOCAL_SEARCH, default="", blank=True)
     local_ranking = models.CharField(max_length=20, default="", blank=True)
     on_unknown = models.CharField(max_length=10, choices=ON_UNKNOWN, default="hold")
@@ -30,6 +33,7 @@ class Project(models.Model):
 
     class Meta:
         ordering = ["id"]
+        constraints = [models.UniqueConstraint(fields=["namespace"], name="one_namespace")]
 
     def __str__(self) -> str:
         return self.name

@@ -30,7 +30,10 @@ class MemoryUser(models.Model):
             ("invalidate_memoryuser", "Can invalidate what is cached of a user"),
         ]
         constraints = [models.UniqueConstraint(fields=["project", "user_id"], name="one_user")]
-        indexes = [models.Index(fields=["project", "-active_at"], name="user_activity")]
+        indexes = [
+            models.Index(fields=["project", "-active_at"], name="user_activity"),
+            models.Index(fields=["-active_at", "-id"], name="rebuild_order"),
+        ]
 
     def __str__(self) -> str:
         return self.user_id

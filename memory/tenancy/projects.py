@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import threading
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from django.db import Error as DatabaseError
 from django.db import connection, transaction
 from django.db.models import F
 
-from memory import clock
+from memory import clock, versions
 from memory.errors import DatabaseUnavailable
 from memory.models import Project
 
@@ -74,6 +75,30 @@ def save(project: Project) -> None:
 def move_generation(project_id: int) -> None:
     """Make every key of the project unreachable, within FRESH_SECONDS in every process (PROTOCOL B5)."""
     Project.objects.filter(pk=project_id).update(generation=F("generation") + 1)
+
+
+def follow_settings() -> int:
+    """Make unreachable what was cached from another Mem0, or with another embedder, than the settings name now:
+    generation and versions move (PROTOCOL B5). How many projects that concerned. Called before the processes start."""
+    origin = hashlib.sha256("\n".join(map(str, _origin_settings())).encode()).hexdigest()
+    moved = 0
+    for project in Project.objects.exclude(origin=origin):
+        with transaction.atomic():
+            if project.origin:
+                versions.move_all(project.pk)
+                move_generation(project.pk)
+                moved += 1
+            Project.objects.filter(pk=project.pk).update(origin=origin)
+    forget()
+    return moved
+
+
+def _origin_settings() -> tuple[object, ...]:
+    rest = settings.MEM0_USE_REST_API
+    upstream = settings.MEM0_REST_API_URL if rest else settings.MEM0_COLLECTION
+    remote = settings.EMBEDDER == "openai"
+    model = (settings.EMBEDDER_URL, settings.EMBEDDER_MODEL, settings.EMBEDDER_DIMENSIONS) if remote else ()
+    return (rest, upstream, settings.EMBEDDER, *model)
 
 
 def forget() -> None:

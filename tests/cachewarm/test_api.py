@@ -29,11 +29,11 @@ def test_a_warm_that_was_asked_for_can_be_followed_to_its_end(mem0, project):
     run_id = asked.json()["run_id"]
     assert asked.json()["status_url"].endswith(f"/warms/{run_id}")
     assert asked["Location"] == asked.json()["status_url"]
-    assert app.send("get", f"/warms/{run_id}").json()["state"] == "due"
+    assert app.send("get", f"/warms/{run_id}").json()["status"] == "due"
     for task in (tasks.warm_summaries, tasks.warm_results, tasks.warm_vectors, tasks.warm_record):
         task(run_id)
     told = app.send("get", f"/warms/{run_id}").json()
-    assert (told["state"], told["reason"], told["step"], told["version"]) == ("completed", "api", "record", "user:0")
+    assert (told["status"], told["reason"], told["step"], told["version"]) == ("completed", "api", "record", "user:0")
     assert MemoryUser.objects.get(user_id="ann").warmed_at is not None
 
 
@@ -56,11 +56,11 @@ def test_warms_are_listed_newest_first_by_user_and_state(project):
     listed = app.send("get", "/warms").json()
     assert (listed["count"], [row["user_id"] for row in listed["results"]]) == (2, ["ben", "ann"])
     assert app.send("get", "/warms?user_id=ann").json()["count"] == 1
-    assert app.send("get", "/warms?state=completed").json()["results"][0]["user_id"] == "ben"
+    assert app.send("get", "/warms?status=completed").json()["results"][0]["user_id"] == "ben"
     assert app.send("get", "/warms?page_size=1").json()["next"] is not None
 
 
-@pytest.mark.parametrize("path", ["warms?state=tepid", "warms?page_size=1001", "warms?page=0", "warms?colour=red"])
+@pytest.mark.parametrize("path", ["warms?status=tepid", "warms?page_size=1001", "warms?page=0", "warms?colour=red"])
 def test_bad_questions_are_named(project, path):
     assert caller(project).send("get", f"/{path}").status_code == 400
 

@@ -43,7 +43,7 @@ def test_a_burst_of_writes_from_many_is_few_warms(live):
     last = add(live, "live-busy", "the last fact")
     assert last["warm"]["status"] in ("completed", "superseded")
     warms = eventually(
-        lambda: [warm["state"] for warm in live.call("GET", "/api/v1/warms?user_id=live-busy").json()["results"]],
+        lambda: [warm["status"] for warm in live.call("GET", "/api/v1/warms?user_id=live-busy").json()["results"]],
     )
     assert len(warms) < 11
 

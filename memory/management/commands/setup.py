@@ -14,7 +14,7 @@ from django.core.management.base import BaseCommand
 from django.db import connection, transaction
 
 from memory.models import Project
-from memory.tenancy import keys
+from memory.tenancy import keys, projects
 
 ADMIN = "admin"
 # Held while setting up: two copies that share a database may start at once.
@@ -36,6 +36,8 @@ class Command(BaseCommand):
             cursor.execute("SELECT pg_advisory_lock(%s)", [LOCK])
         try:
             call_command("migrate", interactive=False, stdout=self.stdout)
+            if moved := projects.follow_settings():
+                self.stdout.write(f"Mem0 or its embedder is another than before: {moved} projects read it anew")
             self._first_key()
             self._admin()
         finally:
