@@ -431,14 +431,14 @@ def _finish(job: Job, hold: Hold, rules: Policy, reason: str = "") -> bool:
     vectors = stack.L3.vectors_for(job.project_id, [memory.text for memory in written]) if written else None
     with transaction.atomic():
         _assert_held(hold)
-        removed = [job.memory_id or ""] if whole and job.kind == "delete" else []
-        before = _lock_before(target) if written is not None or removed else 0
+        # A delete by user, agent or run locks all it touches at once, in lock order.
+        before = 0 if job.kind == write.DELETE_ALL else _lock_before(target)
         moved = _move(job) if touched else []
         _tell(moved)
         job.version = next((one.number for one in moved if one.pin == target.pin), None)
-        if removed and job.version is not None:
-            stack.L3.apply_removed(target, before, job.version, removed)
-        elif written is not None and job.version is not None:
+        if job.version is not None and whole and job.kind == "delete":
+            stack.L3.apply_removed(target, before, job.version, [job.memory_id or ""])
+        elif job.version is not None and written is not None:
             stack.L3.apply_added(target, before, job.version, written, vectors)
         job.state = "stored" if whole else "failed"
         Job.objects.filter(pk=job.pk).update(
@@ -493,7 +493,7 @@ def _move(job: Job) -> list[Version]:
     if touched is not None:
         return versions.move(touched, floor=floor)
     job.payload = {**(job.payload or {}), "everyone": True}
-    versions.move_project(job.project_id)
+    versions.move_all(job.project_id)
     projects.move_generation(job.project_id)
     return [versions.stored(target.pin)]
 
@@ -525,7 +525,7 @@ def _tell(moved: Sequence[Version]) -> None:
 def _read_back(job: Job, rules: Policy) -> list[Memory] | None:
     """What Mem0 has stored of this job, for L3's rows (PROTOCOL C4); None where reading it would cost a listing."""
     backend = stack.backend(rules)
-    if not backend.in_process or job.user_id is None or job.kind == "delete":
+    if not backend.in_process or job.user_id is None or job.kind in ("delete", write.DELETE_ALL):
         return None
     db.release()
     deadline = Deadline.after(LOOK_TIMEOUT_SECONDS)

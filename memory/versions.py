@@ -65,15 +65,9 @@ INSERT INTO memory_pinversion (project_id, kind, pin_id, version, floor)
 SELECT project_id, 'user', user_id, 0, 0 FROM memory_memoryuser WHERE project_id = %s ORDER BY user_id COLLATE "C"
 ON CONFLICT DO NOTHING
 """
-_LOCK_PROJECT = """
+_LOCK_ALL = """
 SELECT FROM memory_pinversion WHERE project_id = %s
 ORDER BY array_position(ARRAY['user', 'agent', 'run'], kind::text), pin_id COLLATE "C" FOR NO KEY UPDATE
-"""
-_MOVE_PROJECT = """
-UPDATE memory_pinversion p SET version = moved.number, floor = moved.number
-FROM (SELECT id, greatest(version + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint) AS number
-      FROM memory_pinversion WHERE project_id = %s) AS moved
-WHERE p.id = moved.id
 """
 _LOCKS = {"share": "FOR KEY SHARE", "move": "FOR NO KEY UPDATE", "exclude": "FOR UPDATE"}
 _READ = "SELECT version, floor FROM memory_pinversion WHERE project_id = %s AND kind = %s AND pin_id = %s"
@@ -127,11 +121,11 @@ def move(pins: Iterable[Pin], *, floor: bool = False) -> list[Version]:
     return moved
 
 
-def move_project(project: int) -> None:
-    """Move the versions and floors of every id of a project, in lock order, for a delete of which nobody can tell whom
-    it touched (PROTOCOL B5). The project's generation moves with them, so nothing needs to be published."""
+def move_all(project: int) -> None:
+    """Move the versions and floors of every id of a project, in lock order, known users that were never written
+    included. Nobody is told: its generation moves with them (PROTOCOL B5)."""
     with connection.cursor() as cursor:
-        for statement in (_ENSURE_USERS, _LOCK_PROJECT, _MOVE_PROJECT):
+        for statement in (_ENSURE_USERS, _LOCK_ALL, _MOVE_ALL):
             cursor.execute(statement, (project,))
 
 

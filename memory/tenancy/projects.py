@@ -74,6 +74,11 @@ def save(project: Project) -> None:
         project.save()
 
 
+def move_generation(project_id: int) -> None:
+    """Make every key of the project unreachable, within FRESH_SECONDS in every process (PROTOCOL B5)."""
+    Project.objects.filter(pk=project_id).update(generation=F("generation") + 1)
+
+
 def follow_settings() -> int:
     """Make unreachable what was cached from another Mem0, or with another embedder, than the settings name now:
     generation and versions move (PROTOCOL B5). How many projects that concerned. Called before the processes start."""
@@ -82,7 +87,7 @@ def follow_settings() -> int:
     for project in Project.objects.exclude(origin=origin):
         with transaction.atomic():
             if project.origin:
-                versions.move_project(project.pk)
+                versions.move_all(project.pk)
                 move_generation(project.pk)
                 moved += 1
             Project.objects.filter(pk=project.pk).update(origin=origin)
@@ -96,11 +101,6 @@ def _origin_settings() -> tuple[object, ...]:
     remote = settings.EMBEDDER == "openai"
     model = (settings.EMBEDDER_URL, settings.EMBEDDER_MODEL, settings.EMBEDDER_DIMENSIONS) if remote else ()
     return (rest, upstream, settings.EMBEDDER, *model)
-
-
-def move_generation(project_id: int) -> None:
-    """Make every key of the project unreachable, within FRESH_SECONDS in every process (PROTOCOL B5)."""
-    Project.objects.filter(pk=project_id).update(generation=F("generation") + 1)
 
 
 def forget() -> None:
