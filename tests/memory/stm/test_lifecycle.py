@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
+from django.db import connection
 
 from memory import delivery, pending, upkeep
 from memory.models import Heartbeat, Job, Message, Session, Snapshot, SnapshotMemory
@@ -83,3 +86,24 @@ def test_memories_the_assistant_was_given_are_not_extracted_again(say, extract_o
     session = say("Ann thích trà xanh", "and cake").session
     lifecycle.end(session.pk)
     assert handed_over() == ["Known of the user:\n- Ann has a dog", "Ann thích trà xanh", "and cake"]
+
+
+def test_c1_what_is_handed_over_while_the_pending_set_is_read_is_in_it(say, extract_on, ann):
+    """Between its two questions to PostgreSQL the messages become a job."""
+    extract_on("end")
+    session = say("tea").session
+    asked: list[str] = []
+
+    def hand_over_after_the_first(execute, sql, params, many, context):
+        done = execute(sql, params, many, context)
+        asked.append(sql)
+        if len(asked) == 1:
+            thread = threading.Thread(target=lambda: (lifecycle.end(session.pk), connection.close()))
+            thread.start()
+            thread.join()
+        return done
+
+    with connection.execute_wrapper(hand_over_after_the_first):
+        found = pending.stored(ann.pin)
+    assert len(asked) == 2
+    assert {item.text for item in found.items} == {"tea"}
