@@ -16,7 +16,7 @@ from pathlib import Path
 FOLDER = Path(os.environ.get("MEMSVC_CLIENTS", Path(__file__).resolve().parents[2] / ".clients"))
 PYTHON = {"mem0ai 2.2.1": ["mem0ai==2.2.1"], "mem0ai 1.0.11": ["mem0ai==1.0.11"]}
 LLAMA_INDEX = "llama-index-memory-mem0 2.1.0"
-INTEGRATIONS = {LLAMA_INDEX: ["llama-index-memory-mem0==2.1.0", "mem0ai==2.2.1"]}
+INTEGRATIONS = {LLAMA_INDEX: ["llama-index-memory-mem0==2.1.0", "mem0ai==1.0.11"]}  # it does not work with 2.x itself
 NPM = "mem0ai@3.3.1"
 
 
