@@ -19,6 +19,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseError
+from django.utils.module_loading import import_string
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES
 
@@ -71,6 +72,7 @@ def settings_hold(**_: Any) -> list[CheckMessage]:
         _embedder,
         _settling,
         _threads,
+        _sessions,
         _debug,
     )
     return [message for check in checks for message in check()]
@@ -212,6 +214,15 @@ def _threads() -> Found:
             hint="OPENBLAS_NUM_THREADS=1 and OMP_NUM_THREADS=1: requests run side by side already.",
             id="memory.W013",
         )
+
+
+def _sessions() -> Found:
+    try:
+        import_string(settings.STM_TOKEN_COUNTER)
+    except ImportError:
+        yield Error("STM_TOKEN_COUNTER names no function.", hint="A dotted path to one.", id="memory.E016")
+    if settings.STM_LLM_URL and urlsplit(settings.STM_LLM_URL).scheme not in ("http", "https"):
+        yield Error("STM_LLM_URL is no http(s) URL.", id="memory.E017")
 
 
 def _debug() -> Found:

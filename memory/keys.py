@@ -37,6 +37,21 @@ def pending_token(pin: Pin, generation: int) -> str:
     return f"{tag(pin, generation)}:pt"
 
 
+def session(pin: Pin, generation: int, session_id: str) -> str:
+    """The leased copy of a session's version, under its user's tag."""
+    return f"{tag(pin, generation)}:stm:{quote(session_id, safe='')}:v"
+
+
+def session_token(pin: Pin, generation: int, session_id: str) -> str:
+    """The token that must stand for a copy of a session's version to be stored."""
+    return f"{tag(pin, generation)}:stm:{quote(session_id, safe='')}:t"
+
+
+def session_search(pin: Pin, generation: int, session_id: str, fingerprint: str) -> str:
+    """What one question found in a session."""
+    return f"{tag(pin, generation)}:stm_search:{quote(session_id, safe='')}:{fingerprint}"
+
+
 def result(pin: Pin, generation: int, fingerprint: str) -> str:
     """One L2 entry."""
     return f"{tag(pin, generation)}:q:{fingerprint}"

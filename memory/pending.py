@@ -6,25 +6,31 @@ it only after its version is published, so that a fact is in the one or the othe
 
 from __future__ import annotations
 
+import re
 import secrets
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 import redis
 from django.conf import settings
 from django.db import Error as DatabaseError
+from django.db.models import F
 
 from memory import keys
 from memory.errors import DatabaseUnavailable
-from memory.models import Job
+from memory.models import Job, Message
 from memory.models.jobs import OPEN
 from memory.redis_client import cache
 from memory.types import Pin, Scope
 
+PREFIX = "pending-"
 MOST_JOBS = 500
 MOST_ITEMS = 200
+MOST_MESSAGES = 100
+
+_ID = re.compile(rf"{PREFIX}([0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}})-[0-9]{{1,9}}", re.IGNORECASE)
 
 _TAKE = """
 local copy = redis.call('GET', KEYS[1])
@@ -43,7 +49,8 @@ return 1
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One fact or message on its way to Mem0; `failed` when it will not get there without a person."""
+    """One fact or message on its way to Mem0; `failed` when it will not get there without a person. `kind` is its
+    job's: what is added is stored as it is, what is extracted in other words."""
 
     job: str
     index: int
@@ -53,6 +60,16 @@ class Item:
     agent_id: str | None = None
     run_id: str | None = None
     user_id: str | None = None
+    kind: str = "add"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    expiration_date: str | None = None
+    session: str = ""
+    """Of a message that no job carries yet: its session; `job` is empty then and `index` its turn."""
+
+    @property
+    def id(self) -> str:
+        """What it is called until Mem0 gives it an id of its own: `pending-JOB-INDEX`, or a message's own."""
+        return f"{PREFIX}{self.job}-{self.index}" if self.job else message_id(self.session, self.index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +105,18 @@ def current(pin: Pin, generation: int) -> Pending:
 
 def stored(pin: Pin) -> Pending:
     """The pin's pending set as PostgreSQL has it."""
+    # Messages before jobs: one that is handed over in between is found twice, which an answer says once, and not lost.
+    try:
+        said = _said(pin) if pin.kind == "user" else []
+    except DatabaseError as error:
+        raise DatabaseUnavailable("the pending set cannot be read") from error
     jobs = Job.objects.filter(OPEN, project_id=pin.project, **{f"{pin.kind}_id": pin.id}).order_by("number")
     try:
         found = list(jobs[:MOST_JOBS])
     except DatabaseError as error:
         raise DatabaseUnavailable("the pending set cannot be read") from error
     items = [item for job in found for item in _items(job)]
-    return Pending(sum(job.state != "failed" for job in found), tuple(items[:MOST_ITEMS]))
+    return Pending(sum(job.state != "failed" for job in found), (*items[:MOST_ITEMS], *said))
 
 
 def changed(pins: Iterable[Pin], generation: int) -> None:
@@ -116,35 +138,68 @@ def parse(copy: bytes) -> Pending:
     return Pending(jobs, tuple(Item(*item) for item in items))
 
 
+def job_of(item_id: str) -> str | None:
+    """The job in the id of a pending item; None for another id."""
+    found = _ID.fullmatch(item_id)
+    return found[1].lower() if found else None
+
+
 def _pack(found: Pending) -> bytes:
     items = [
-        (item.job, item.index, item.text, item.failed, item.accepted_at, item.agent_id, item.run_id, item.user_id)
+        (
+            *(item.job, item.index, item.text, item.failed, item.accepted_at, item.agent_id, item.run_id),
+            *(item.user_id, item.kind, item.metadata, item.expiration_date, item.session),
+        )
         for item in found.items
     ]
-    return orjson.dumps((found.jobs, items))
+    return orjson.dumps((found.jobs, items), option=orjson.OPT_NON_STR_KEYS)
 
 
 def _items(job: Job) -> Iterable[Item]:
-    """The texts a job carries. Those of a failed job that did arrive are not pending."""
+    """What a job carries. Of a failed job that did arrive in part, the rest."""
     arrived = {item["index"] for item in job.results} if job.state == "failed" else set()
-    for index, text in _texts(job.kind, job.payload or {}):
+    for index, fact in _facts(job.kind, job.payload or {}):
         if index not in arrived:
             yield Item(
                 str(job.job_id),
                 index,
-                text,
+                fact["text"],
                 job.state == "failed",
                 job.accepted_at.isoformat(),
                 job.agent_id,
                 job.run_id,
                 job.user_id,
+                job.kind,
+                fact.get("metadata") or {},
+                fact.get("expiration_date"),
             )
 
 
-def _texts(kind: str, payload: dict[str, Any]) -> list[tuple[int, str]]:
+def _said(pin: Pin) -> list[Item]:
+    """What the user said in sessions and is not yet handed to extraction, where the project extracts; newest first."""
+    rows = Message.objects.filter(
+        session__project_id=pin.project,
+        session__user_id=pin.id,
+        session__project__extract_on__in=("end", "turns"),
+        turn__gt=F("session__extracted"),
+        role="user",
+    ).order_by("-pk")
+    told = rows.values_list("session__session_id", "turn", "content", "metadata", "created_at")[:MOST_MESSAGES]
+    return [
+        Item("", turn, text, False, at.isoformat(), user_id=pin.id, kind="extract", metadata=metadata, session=session)
+        for session, turn, text, metadata, at in told
+    ]
+
+
+def message_id(session_id: str, turn: int) -> str:
+    """What a session's message is called in answers."""
+    return f"stm-{session_id}-{turn}"
+
+
+def _facts(kind: str, payload: dict[str, Any]) -> Iterable[tuple[int, dict[str, Any]]]:
     if kind == "add":
-        return [(index, fact["text"]) for index, fact in enumerate(payload.get("memories", []))]
-    if kind == "extract":
-        messages = enumerate(payload.get("messages", []))
-        return [(index, message["content"]) for index, message in messages if message["role"] == "user"]
-    return []
+        yield from enumerate(payload.get("memories", []))
+    elif kind == "extract":
+        for index, message in enumerate(payload.get("messages", [])):
+            if message["role"] == "user":
+                yield index, {"text": message["content"], "metadata": payload.get("metadata")}

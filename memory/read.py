@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -40,17 +40,41 @@ class Wish:
 STRICT = Wish()
 
 
-def search(query: Query, policy: Policy, deadline: Deadline, wish: Wish = STRICT) -> Answer:
-    """The best memories for a query, from the first layer that has them current.
+_TRIP = Trip(None, None, None, 0, 0.0)
+
+
+def trip(query: Query, policy: Policy, also: Sequence[str] = ()) -> Trip | None:
+    """The one round trip of a search, with the keys `also` in it; None without Redis."""
+    return _lookup("L2", policy, lambda: stack.L2.fetch(query, policy.generation, also))
+
+
+def at_hand(query: Query, policy: Policy, trip: Trip | None) -> bool:
+    """Whether L0 or L2 hold a current answer: then a search waits for nothing."""
+    if trip is None or trip.version is None or trip.pending is None:
+        return False
+    if stack.L0.get(query, trip.version, policy.generation) is not None:
+        return True
+    return trip.entry is not None and trip.entry.version == trip.version.number
+
+
+def search(
+    query: Query,
+    policy: Policy,
+    deadline: Deadline,
+    wish: Wish = STRICT,
+    taken: Trip | None = _TRIP,
+) -> Answer:
+    """The best memories for a query, from the first layer that has them current; `taken` is the round trip where the
+    caller has made it.
 
     OriginError when Mem0 had to be asked and no copy may stand in; Overloaded when too many calls wait already;
     VersionBehind; DatabaseUnavailable when neither version nor Mem0 can be had.
     """
     if wish.consistency == "bounded" and (quick := _bounded(query, policy, wish)) is not None:
         return _counted(quick, policy)
-    trip = _lookup("L2", policy, lambda: stack.L2.fetch(query, policy.generation))
-    unstored, version = _state(query, policy, trip, wish)
-    answer = _answer(query, policy, version, trip, deadline, wish)
+    made = trip(query, policy) if taken is _TRIP else taken
+    unstored, version = _state(query, policy, made, wish)
+    answer = _answer(query, policy, version, made, deadline, wish)
     return _counted(replace(answer, pending=unstored), policy)
 
 

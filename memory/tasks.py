@@ -5,12 +5,20 @@ from __future__ import annotations
 from celery import shared_task
 
 from memory import delivery, upkeep
+from memory.stm import lifecycle, search, tiers
 
 
 @shared_task(name="memory.deliver")
 def deliver(lane_id: int) -> str:
     """Work on a lane for a bounded slice."""
     return delivery.deliver(lane_id)
+
+
+@shared_task(name="memory.keep_session")
+def keep_session(session_pk: int) -> str:
+    """Compress a session's older turns, and hand over those that are due to extraction."""
+    search.warm(session_pk)
+    return f"{tiers.compress(session_pk)}, {lifecycle.extract(session_pk)} extractions"
 
 
 @shared_task(name="memory.sweep")

@@ -16,6 +16,7 @@ from django.db.models.functions import Now
 
 from memory import db, delivery, identity, metrics, outbox, signals
 from memory.models import Attempt, CounterTotal, Heartbeat, IdempotencyRecord, Job, Lane
+from memory.stm import lifecycle
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ def sweep() -> int:
     _free_lanes_of_the_dead()
     delivery.complete_overdue()
     woken = _wake_due_lanes()
+    lifecycle.sweep()
     signals.swept.send(sender=None)
     if _claim_duty("purge", 3600):
         purge()

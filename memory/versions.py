@@ -23,13 +23,13 @@ from memory.types import KINDS, Pin, Version
 MARGIN_SECONDS = 0.5
 """Added wherever a whole lease is waited out: Redis drops a key up to this late."""
 
-_TAKE = """
+TAKE = """
 local copy = redis.call('GET', KEYS[1])
 if copy then return {copy, false} end
 redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
 return {false, redis.call('GET', KEYS[2])}
 """
-_STORE = """
+STORE = """
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 local copy = redis.call('GET', KEYS[1])
 if copy and tonumber(string.match(copy, '^%d+')) > tonumber(ARGV[2]) then return 0 end
@@ -38,7 +38,7 @@ if left <= 0 then return 0 end
 redis.call('SET', KEYS[1], ARGV[2] .. ':' .. ARGV[3], 'PX', left)
 return 1
 """
-_PUBLISH = """
+PUBLISH = """
 redis.call('DEL', KEYS[2])
 local copy = redis.call('GET', KEYS[1])
 if copy and tonumber(string.match(copy, '^%d+')) >= tonumber(ARGV[1]) then return 1 end
@@ -55,11 +55,6 @@ ON CONFLICT (project_id, kind, pin_id) DO UPDATE SET
     version = greatest(p.version + 1, excluded.version),
     floor = CASE WHEN %(floor)s THEN greatest(p.version + 1, excluded.version) ELSE p.floor END
 RETURNING version, floor
-"""
-_MOVE_ALL = """
-WITH now AS (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS micros)
-UPDATE memory_pinversion SET version = greatest(version + 1, micros), floor = greatest(version + 1, micros) FROM now
-WHERE project_id = %s
 """
 _ENSURE = """
 INSERT INTO memory_pinversion (project_id, kind, pin_id, version, floor) VALUES (%s, %s, %s, 0, 0)
@@ -88,7 +83,7 @@ def current(pin: Pin, generation: int) -> Version:
     """The pin's version, from Redis or else PostgreSQL. DatabaseUnavailable when neither can tell."""
     asked = clock.now()
     try:
-        copy, token = _script(_TAKE)(keys=_keys(pin, generation), args=[secrets.token_hex(8), _lease_ms()])
+        copy, token = _script(TAKE)(keys=_keys(pin, generation), args=[secrets.token_hex(8), _lease_ms()])
     except redis.RedisError:
         return stored(pin)
     if copy is not None:
@@ -143,7 +138,7 @@ def publish(moved: Sequence[Version]) -> bool:
         for version in moved:
             left = _lease_ms() - int((clock.now() - version.confirmed_at) * 1000)
             names = _keys(version.pin, _generation(version.pin.project))
-            _script(_PUBLISH)(keys=names, args=[version.number, version.floor, max(0, left)])
+            _script(PUBLISH)(keys=names, args=[version.number, version.floor, max(0, left)])
     except (redis.RedisError, DatabaseError):
         return False
     return True
@@ -175,7 +170,7 @@ def _generation(project: int) -> int:
 
 def _keep(version: Version, generation: int, token: bytes) -> None:
     try:
-        _script(_STORE)(keys=_keys(version.pin, generation), args=[token, version.number, version.floor])
+        _script(STORE)(keys=_keys(version.pin, generation), args=[token, version.number, version.floor])
     except redis.RedisError:
         return  # only the next reader pays: it asks PostgreSQL again
 

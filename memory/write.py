@@ -84,7 +84,7 @@ def accept(write: Write, policy: Policy) -> Accepted:
         _check_backlog(policy)
         try:
             with transaction.atomic():
-                job = _insert(write, policy)
+                job = insert(write, policy)
         except IntegrityError:  # the same key raced us to the commit
             if (earlier := _replay(write.idempotency_key, write.body_digest, policy)) is None:
                 raise
@@ -188,7 +188,8 @@ def wake(lane_id: int) -> None:
     outbox.send(deliver.si(lane_id))
 
 
-def _insert(write: Write, policy: Policy) -> Job:
+def insert(write: Write, policy: Policy) -> Job:
+    """Make the job in the caller's transaction (PROTOCOL A1); tell `pending.changed` and `wake` after the commit."""
     pin = write.scope.pin
     versions.lock(write.scope.pins(), _mode(write.kind))
     payload = dict(write.payload)

@@ -109,6 +109,22 @@ LOCAL_RANKING = env.text("LOCAL_RANKING", "like_upstream", choices=("like_upstre
 if LOCAL_SEARCH == "auto":
     LOCAL_SEARCH = "degraded" if MEM0_USE_REST_API else "on"
 
+# -- short-term memory ------------------------------------------------------------------------------------------------
+# A session ends this long after its last message.
+STM_SESSION_HOURS = env.seconds("STM_SESSION_HOURS", 24, least=0.001)
+# How long the memory that answers first waits for the other, in a search with a session.
+STM_BUDGET_MS = env.integer("STM_BUDGET_MS", 300)
+# A function that takes a text and returns its tokens, by its dotted path.
+STM_TOKEN_COUNTER = env.text("STM_TOKEN_COUNTER", "memory.stm.tokens.estimate")
+# An LLM to summarise older turns with, behind any OpenAI-compatible endpoint; without one their own sentences are used.
+STM_LLM_URL = env.text("STM_LLM_URL")
+STM_LLM_API_KEY = env.secret("STM_LLM_API_KEY", OPENAI_API_KEY)
+STM_LLM_MODEL = env.text("STM_LLM_MODEL", LLM_MODEL)
+STM_LLM_TIMEOUT_SECONDS = env.seconds("STM_LLM_TIMEOUT_SECONDS", 60, least=0.05)
+# What a score gains, in hundredths: an item that both memories hold, and one that short-term memory alone holds.
+MERGE_BOTH_PERCENT = env.integer("MERGE_BOTH_PERCENT", 15, most=100)
+MERGE_STM_PERCENT = env.integer("MERGE_STM_PERCENT", 10, most=100)
+
 # -- delivery ---------------------------------------------------------------------------------------------------------
 LANE_LEASE_SECONDS = env.seconds("LANE_LEASE_SECONDS", 150, least=0.1)
 LANE_SLICE_JOBS = env.integer("LANE_SLICE_JOBS", 20, least=1)

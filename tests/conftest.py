@@ -39,6 +39,8 @@ def _forgetful() -> None:
     for name in ("memory.tenancy.projects", "memory.tenancy.keys", "memory.tenancy.limits"):
         if module := sys.modules.get(name):
             module.forget()
+    if sessions := sys.modules.get("memory.stm.search"):
+        sessions.forget()
     if stack := sys.modules.get("memory.stack"):
         stack.L0.held.clear()
 

@@ -124,6 +124,7 @@ class Live:
         for one in own:
             if one:
                 eventually(lambda one=one: one.exited() is not None)
+        eventually(lambda: not self.records())
 
     def mend(self) -> None:
         """Bring back whatever a test has stopped, paused or killed."""

@@ -176,7 +176,6 @@ def test_web_processes_whose_parent_was_killed_too_do_not_keep_the_port(one):
 def test_a_whole_tree_killed_at_once_starts_again_with_its_data(one):
     add(one, "killed", "Ann plays the cello.")
     one.kill_tree()
-    assert one.records() == {}
     one.up()
     assert found(one, "killed", "instrument") == ["Ann plays the cello."]
 
@@ -311,6 +310,20 @@ def test_postgresql_starts_after_its_lock_file_names_a_stranger(private):
     server.start()
     server.stop()
     stranger.stop()
+
+
+def test_postgresql_starts_while_the_one_before_it_is_dead_and_not_yet_reaped(private):
+    """As where the first process of a container reaps late or never."""
+    server = Postgres(private, durable=False)
+    server.start()
+    dead = server.process
+    process_kill(dead.record.pid)
+    eventually(lambda: process.start_time(dead.record.pid) is None)
+    os.kill(dead.record.pid, 0)  # it is still there to be signalled
+    again = Postgres(private, durable=False)
+    again.start()
+    again.stop()
+    assert dead.exited() == -signal.SIGKILL
 
 
 def test_a_server_that_lost_its_record_is_still_found_and_stopped(private):

@@ -16,16 +16,18 @@ from memory.api import problems
 from memory.api.encoding import OPTIONS
 from memory.layers.base import public
 from memory.models import Job, Snapshot
+from memory.recall import Recalled
 from memory.types import Answer, Memory, Version
 from memory.waits import Outcome
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def search(answer: Answer, began: float) -> HttpResponse:
-    """A search's answer: the entry's stored bytes with its meta spliced after them."""
-    meta = orjson.dumps(_meta(answer), option=OPTIONS)
-    body = b"".join((b'{"results":', answer.entry.results, b',"meta":', meta, b"}"))
+def search(found: Recalled, began: float) -> HttpResponse:
+    """A search's answer: what was found, as it is stored, with its meta spliced after it."""
+    answer = found.answer
+    meta = orjson.dumps(_meta(answer) | ({"stm": found.stm} if found.stm else {}), option=OPTIONS)
+    body = b"".join((b'{"results":', found.results, b',"meta":', meta, b"}"))
     ms = (clock.now() - began) * 1000
     headers = {
         "Cache-Status": cache_status(answer),

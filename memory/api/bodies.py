@@ -9,6 +9,7 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 
 from memory.api.fields import (
+    REQUIRED,
     Choice,
     Day,
     Field,
@@ -85,6 +86,20 @@ SEARCH = Record(
     required=("user_id", "query"),
     defaults={"top_k": 10, "consistency": "strict", "timeout_ms": SEARCH_TIMEOUT_MS},
 )
+_SAID = {**_MESSAGE.fields, "metadata": Metadata(), "message_id": ID}
+ADD_MESSAGE = Record(
+    {
+        "session_id": ID,
+        "user_id": ID,
+        **_SAID,
+        "messages": Many(Record(_SAID, required=("role", "content")), 1, MAX_ITEMS),
+    },
+    required=("session_id",),
+)
+CONTEXT = Record(
+    {"max_tokens": Whole(1, 1_000_000), "format": Choice(("tiers", "openai"))},
+    defaults={"format": "tiers"},
+)
 NOTHING = Record({})
 PAGE = Record(
     {"page": Whole(1, 1_000_000), "page_size": Whole(1, PAGE_SIZE_MAX)},
@@ -134,6 +149,19 @@ def search(request: Request) -> dict[str, Any]:
         raise ValidationError({"max_age_ms": ["is required with consistency bounded"]})
     if not bounded and "max_age_ms" in sent:
         raise ValidationError({"max_age_ms": ["goes with consistency bounded only"]})
+    return sent
+
+
+def said(request: Request) -> dict[str, Any]:
+    """The body of add_message, its message or messages under `messages`."""
+    sent = body(request, ADD_MESSAGE)
+    alone = {name: sent.pop(name) for name in _SAID if name in sent}
+    if "messages" in sent and alone:
+        raise ValidationError({"messages": ["takes the place of role, content, metadata and message_id"]})
+    if "messages" not in sent:
+        if missing := {name: [REQUIRED] for name in ("role", "content") if name not in alone}:
+            raise ValidationError(missing)
+        sent["messages"] = [alone]
     return sent
 
 

@@ -7,12 +7,12 @@ import re
 from typing import Any, NoReturn, cast
 
 from django.http import HttpResponse
-from rest_framework.exceptions import NotFound, ValidationError
+from rest_framework.exceptions import APIException, NotFound, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from memory import clock, logs, read, waits, write
+from memory import clock, logs, pending, read, recall, waits, write
 from memory.api import answers, bodies, pages
 from memory.api import serializers as shown
 from memory.api.documented import operation, paged
@@ -141,15 +141,40 @@ class Search(Door):
             filters=sent.get("filters", ""),
         )
         wish = read.Wish(sent["consistency"], sent.get("max_age_ms", 0), sent.get("min_version", 0))
-        found = read.search(query, self.policy, Deadline(began + sent["timeout_ms"] / 1000), wish)
-        logs.note(layer=found.layer, version=str(found.version), reason=found.reason)
+        deadline = Deadline(began + sent["timeout_ms"] / 1000)
+        found = recall.search(
+            query,
+            self.policy,
+            deadline,
+            wish,
+            session_id=sent.get("session_id"),
+            explain=sent.get("explain", False),
+        )
+        logs.note(layer=found.answer.layer, version=str(found.answer.version), reason=found.answer.reason)
         return answers.search(found, began)
+
+
+class Pending(APIException):
+    """The id is of a fact that Mem0 does not have yet (PROTOCOL C1)."""
+
+    status_code = 409
+    default_code = "pending"
+
+    def __init__(self, job: Job) -> None:
+        super().__init__("Mem0 has not stored this yet; its job tells how far it is.")
+        self.extra = {"job_id": str(job.job_id), "job_status": job.state}
 
 
 class OneMemory(Writing):
     """A memory by its id."""
 
-    @operation("memory_get", "Read one memory", {200: shown.MemoryShown}, path=("memory_id",), problems=(502, 504))
+    @operation(
+        "memory_get",
+        "Read one memory",
+        {200: shown.MemoryShown, 409: shown.IsPending},
+        path=("memory_id",),
+        problems=(502, 504),
+    )
     def get(self, request: Request, memory_id: str) -> Response:
         """Read it."""
         bodies.query(request, bodies.NOTHING)
@@ -158,7 +183,7 @@ class OneMemory(Writing):
     @operation(
         "memory_update",
         "Change one memory",
-        {202: shown.Accepted, 200: shown.Done, 502: shown.JobFailed},
+        {202: shown.Accepted, 200: shown.Done, 409: shown.IsPending, 502: shown.JobFailed},
         body=bodies.UPDATE,
         path=("memory_id",),
         problems=(413, 415, 422, 429),
@@ -174,7 +199,7 @@ class OneMemory(Writing):
     @operation(
         "memory_delete",
         "Delete one memory",
-        {202: shown.Accepted, 200: shown.Done, 502: shown.JobFailed},
+        {202: shown.Accepted, 200: shown.Done, 409: shown.IsPending, 502: shown.JobFailed},
         query=bodies.DELETE,
         path=("memory_id",),
         problems=(422, 429),
@@ -196,6 +221,7 @@ class OneMemory(Writing):
         sent: dict[str, Any],
     ) -> Response:
         """Accept a write by id, filed under the ids of its memory; a replay needs no memory any more."""
+        self.refuse_pending(memory_id)
         if not is_uuid(memory_id):
             _no_memory()
         earlier = write.replay(*key, self.policy)
@@ -206,11 +232,22 @@ class OneMemory(Writing):
 
     def find(self, memory_id: str) -> Memory:
         """The memory, if there is one and the caller may know."""
+        self.refuse_pending(memory_id)
         deadline = Deadline.after(READ_TIMEOUT_SECONDS)
         found = read.get(memory_id.lower(), self.policy, deadline) if is_uuid(memory_id) else None
         if found is None or not may_see(self.caller, found.user_id):
             _no_memory()
         return found
+
+    def refuse_pending(self, memory_id: str) -> None:
+        """409 for the id of a pending item, with its job; one that the caller may not see is no such memory."""
+        job_id = pending.job_of(memory_id)
+        if job_id is None:
+            return
+        job = Job.objects.filter(project_id=self.caller.project, job_id=job_id).first()
+        if job is None or not may_see(self.caller, job.user_id):
+            _no_memory()
+        raise Pending(job)
 
 
 class History(OneMemory):
@@ -221,7 +258,7 @@ class History(OneMemory):
     @operation(
         "memory_history",
         "What happened to one memory",
-        {200: paged(shown.HistoryEvent)},
+        {200: paged(shown.HistoryEvent), 409: shown.IsPending},
         query=bodies.PAGE,
         path=("memory_id",),
         problems=(502, 504),

@@ -28,6 +28,7 @@ MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 1
 
 PROBLEMS: dict[str, tuple[int, str]] = {
+    "user_needed": (400, "A session's first message needs a user_id"),
     "invalid": (400, "Some fields are not what this request takes"),
     "malformed": (400, "The body cannot be read"),
     "bad_request": (400, "The request cannot be read"),
@@ -38,6 +39,8 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "not_found": (404, "There is no such thing"),
     "method_not_allowed": (405, "The method is not allowed here"),
     "not_acceptable": (406, "The answer cannot be given in that format"),
+    "pending": (409, "Mem0 has not stored this memory yet"),
+    "session_of_another_user": (409, "The session belongs to another user"),
     "version_unknown": (409, "That version is not known yet"),
     "body_too_large": (413, "The body is too large"),
     "unsupported_media_type": (415, "The body must be application/json"),
@@ -92,7 +95,9 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response 
     status, _ = PROBLEMS[code]
     if status >= 500:
         log.warning("request failed", extra={"reason": code, "error": type(error).__name__})
-    extra = {"errors": list(_errors(error.detail))} if isinstance(error, exceptions.ValidationError) else {}
+    extra: dict[str, Any] = getattr(error, "extra", {})
+    if isinstance(error, exceptions.ValidationError):
+        extra = {"errors": list(_errors(error.detail))}
     body = describe(request, code, _detail(error), **extra)
     return Response(body, status=status, headers=_headers(error, status), content_type=MEDIA_TYPE)
 

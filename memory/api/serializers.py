@@ -8,6 +8,7 @@ from memory.models.jobs import UNFINISHED
 
 STATES = (*UNFINISHED, "completed", "failed")
 LAYERS = ("L0", "L2", "L3", "L4")
+STM_LAYERS = ("stm.L0", "stm.L1", "stm.store", "late", "unavailable")
 
 
 def _text(**options: object) -> s.CharField:
@@ -60,6 +61,13 @@ class JobFailed(Problem):
     job_id = s.UUIDField()
     results = StoredFact(many=True)
     failed = FailedFact(many=True)
+
+
+class IsPending(Problem):
+    """The id of a fact that Mem0 does not have yet: its job tells how far it is."""
+
+    job_id = s.UUIDField()
+    job_status = _text()
 
 
 class Accepted(s.Serializer[object]):
@@ -123,16 +131,31 @@ class MemoryShown(s.Serializer[object]):
     expiration_date = s.DateField(allow_null=True)
 
 
+class Parts(s.Serializer[object]):
+    """What a merged score is made of: each memory's own, as a share of its best, and what being in both gains."""
+
+    ltm = s.FloatField(allow_null=True)
+    stm = s.FloatField(allow_null=True)
+    bonus = s.FloatField()
+
+
 class Found(MemoryShown):
     """One memory that was found; scores order one answer and are not comparable between answers."""
 
     score = s.FloatField(allow_null=True)
+    job_id = s.UUIDField(required=False, allow_null=True)
+    failed = s.BooleanField(required=False)
+    session_id = _text(required=False)
+    turn = s.IntegerField(required=False)
+    role = _text(required=False)
+    parts = Parts(required=False)
 
 
 class SearchMeta(s.Serializer[object]):
     """Where an answer came from and how fresh it is."""
 
-    layer = s.ChoiceField(choices=LAYERS)
+    layer = s.ChoiceField(choices=(*LAYERS, "stm"))
+    stm = s.ChoiceField(choices=STM_LAYERS, required=False)
     ranking = s.ChoiceField(choices=("upstream", "local"))
     version = _maybe_text()
     as_of = s.DateTimeField()
@@ -217,3 +240,98 @@ class Stats(s.Serializer[object]):
     loads_joined = s.IntegerField()
     surplus_removed = s.IntegerField()
     rebuild_differences = s.IntegerField()
+
+
+class TierSizes(s.Serializer[object]):
+    """How many turns each tier holds."""
+
+    full = s.IntegerField()
+    summary = s.IntegerField()
+    compressed = s.IntegerField()
+
+
+class Said(s.Serializer[object]):
+    """Messages that are kept: the last one's turn, and each one's in the order of the request."""
+
+    session_id = _text()
+    user_id = _text()
+    turn = s.IntegerField()
+    turns = s.ListField(child=s.IntegerField())
+    tiers = TierSizes()
+
+
+class SessionEnded(s.Serializer[object]):
+    """A session that is no more."""
+
+    session_id = _text()
+    user_id = _text()
+    ended = s.BooleanField()
+
+
+class TurnShown(s.Serializer[object]):
+    """One message as it was said."""
+
+    turn = s.IntegerField()
+    role = _text()
+    content = _text()
+    metadata = s.DictField()
+    created_at = s.DateTimeField()
+
+
+class TierText(s.Serializer[object]):
+    """What is told of older turns, and who made it: `extractive` or a model's name."""
+
+    first_turn = s.IntegerField()
+    last_turn = s.IntegerField()
+    text = _text()
+    made_by = _text()
+
+
+class Tiers(s.Serializer[object]):
+    """The newest turns in full, those before as one summary, the rest compressed."""
+
+    full = TurnShown(many=True)
+    summary = TierText(allow_null=True)
+    compressed = TierText(allow_null=True)
+
+
+class PendingShown(s.Serializer[object]):
+    """A fact that Mem0 does not have yet."""
+
+    id = _text()
+    memory = _text()
+    job_id = s.UUIDField(allow_null=True)
+    failed = s.BooleanField()
+    created_at = _text()
+
+
+class ChatMessage(s.Serializer[object]):
+    """A message as OpenAI's chat endpoints take it."""
+
+    role = _text()
+    content = _text()
+
+
+class TokenCounts(s.Serializer[object]):
+    """Estimated tokens of what is handed over by part, and `raw` of everything that was said."""
+
+    full = s.IntegerField()
+    summary = s.IntegerField()
+    compressed = s.IntegerField()
+    pending = s.IntegerField()
+    total = s.IntegerField()
+    raw = s.IntegerField()
+
+
+class SessionContext(s.Serializer[object]):
+    """A session for an LLM: `tiers` and `pending`, or `messages` with `format=openai`. `cut` if `max_tokens` left
+    something out."""
+
+    session_id = _text()
+    user_id = _text()
+    turns = s.IntegerField()
+    tokens = TokenCounts()
+    cut = s.BooleanField()
+    tiers = Tiers(required=False)
+    pending = PendingShown(many=True, required=False)
+    messages = ChatMessage(many=True, required=False)

@@ -6,9 +6,10 @@ from __future__ import annotations
 from django.urls import URLPattern, re_path
 from rest_framework.views import APIView
 
-from memory.api import native, stats, users
+from memory.api import native, sessions, stats, users
 
 MEMORY = r"(?P<memory_id>[^/]+)"
+SESSION = r"(?P<session_id>[\s\S]+)"
 JOB = r"(?P<job_id>[^/]+)"
 USER = r"(?P<user_id>[\s\S]*)"
 
@@ -27,6 +28,9 @@ urlpatterns = [
     route(f"users/{USER}/summary", users.Summary, "user-summary"),
     route(f"users/{USER}/memories", users.Memories, "user-memories"),
     route(f"users/{USER}/invalidate", users.Invalidate, "user-invalidate"),
+    route("stm/add_message", sessions.AddMessage, "stm-add-message"),
+    route(f"stm/{SESSION}/context", sessions.Context, "stm-context"),
+    route(f"stm/{SESSION}", sessions.OneSession, "stm-session"),
     route("jobs", users.Jobs, "jobs"),
     route(f"jobs/{JOB}/status", users.JobStatus, "job-status"),
     route("stats", stats.Stats, "stats"),

@@ -51,6 +51,10 @@ class CachedEmbedder:
             return np.empty((0, self.dimensions), dtype=np.float32)
         return np.stack([vectors[text] for text in composed])
 
+    def held(self, texts: Sequence[str], action: Action) -> dict[str, Vectors]:
+        """The vectors that are here already, by composed text; none is made."""
+        return self._lookup({text: self.key(text, action) for text in dict.fromkeys(map(nfc, texts))})
+
     def key(self, text: str, action: Action) -> str:
         """The key of one text's vector (PROTOCOL C6: with the project, and nothing of the text can be read from it)."""
         digest = hmac.digest(self._secret, nfc(text).encode(errors="surrogatepass"), "sha256")[:16].hex()

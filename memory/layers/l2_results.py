@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import redis
@@ -43,6 +43,8 @@ class Trip:
     entry: Entry | None
     store_now: int
     asked_at: float
+    also: tuple[bytes | None, ...] = ()
+    """What else was asked for, in the order it was."""
 
     def now(self) -> int:
         """The store's time at this moment, never behind it: counted on from before it was asked."""
@@ -55,9 +57,9 @@ class ResultLayer:
     name = NAME
     fills = True
 
-    def fetch(self, query: Query, generation: int) -> Trip:
+    def fetch(self, query: Query, generation: int, also: Sequence[str] = ()) -> Trip:
         """Everything a search needs of Redis in one round trip: the pending set before the version (PROTOCOL C1), the
-        version before the entry (B8). LayerUnavailable."""
+        version before the entry (B8), and the keys `also` under the same tag, in their order. LayerUnavailable."""
         asked = clock.now()
         pin = query.scope.pin
         pipe = cache().pipeline(transaction=False)
@@ -65,15 +67,16 @@ class ResultLayer:
         pipe.get(keys.version(pin, generation))
         pipe.get(keys.result(pin, generation, query.fingerprint))
         pipe.time()
+        for name in also:
+            pipe.get(name)
         try:
-            open_jobs, copy, stored, time = pipe.execute()
+            open_jobs, copy, stored, time, *more = pipe.execute()
         except redis.RedisError as error:
             raise LayerUnavailable(NAME, type(error).__name__) from error
         version = versions.parse(pin, copy, asked) if copy else None
         found = self._unpack(query, generation, stored) if stored else None
-        return Trip(
-            pending.parse(open_jobs) if open_jobs else None, version, found, time[0] * 1_000_000 + time[1], asked
-        )
+        unstored = pending.parse(open_jobs) if open_jobs else None
+        return Trip(unstored, version, found, time[0] * 1_000_000 + time[1], asked, tuple(more))
 
     def put(self, query: Query, entry: Entry, generation: int, store_now: int) -> bool:
         """Keep an entry; False when it was refused as older than the version, below the floor or about to expire."""

@@ -3,6 +3,7 @@
 from memory.models.feedback import Feedback
 from memory.models.jobs import Attempt, IdempotencyRecord, Job, Lane
 from memory.models.projects import ApiKey, Project
+from memory.models.sessions import Message, Session, Tier
 from memory.models.summaries import Snapshot, SnapshotMemory
 from memory.models.upkeep import CounterTotal, Heartbeat
 from memory.models.users import MemoryUser
@@ -18,8 +19,11 @@ __all__ = [
     "Job",
     "Lane",
     "MemoryUser",
+    "Message",
     "PinVersion",
     "Project",
+    "Session",
     "Snapshot",
     "SnapshotMemory",
+    "Tier",
 ]

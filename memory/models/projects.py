@@ -9,6 +9,9 @@ LOCAL_SEARCH = (("", "as the service"), ("off", "off"), ("degraded", "while Mem0
 ON_UNKNOWN = (("hold", "hold: end failed, keep the payload"), ("retry", "retry: a second copy is possible"))
 
 
+EXTRACT_ON = (("never", "never"), ("end", "when a session ends"), ("turns", "every so many turns, and at the end"))
+
+
 class Project(models.Model):
     """A tenant: its users, keys and policies. Saving a change of policy moves its generation (PROTOCOL B5)."""
 
@@ -27,6 +30,13 @@ class Project(models.Model):
     local_search = models.CharField(max_length=10, choices=LOCAL_SEARCH, default="", blank=True)
     local_ranking = models.CharField(max_length=20, default="", blank=True)
     on_unknown = models.CharField(max_length=10, choices=ON_UNKNOWN, default="hold")
+    extract_on = models.CharField(
+        max_length=10,
+        choices=EXTRACT_ON,
+        default="never",
+        help_text="When what is said in a session is handed to Mem0 to extract facts from.",
+    )
+    extract_every_turns = models.PositiveIntegerField(default=10, validators=[MinValueValidator(1)])
     backlog_max_jobs = models.PositiveIntegerField(null=True, blank=True, help_text="Empty: BACKLOG_MAX_JOBS.")
     backlog_max_bytes = models.BigIntegerField(null=True, blank=True, help_text="Empty: BACKLOG_MAX_BYTES.")
     created_at = models.DateTimeField(auto_now_add=True)

@@ -31,6 +31,8 @@ class Policy:
     local_search: str
     local_ranking: str
     on_unknown: str
+    extract_on: str
+    extract_every_turns: int
     backlog_max_jobs: int
     backlog_max_bytes: int
 
@@ -123,6 +125,8 @@ def _read(project: Project) -> Policy:
         local_search=project.local_search or settings.LOCAL_SEARCH,
         local_ranking=project.local_ranking or settings.LOCAL_RANKING,
         on_unknown=project.on_unknown,
+        extract_on=project.extract_on,
+        extract_every_turns=project.extract_every_turns,
         backlog_max_jobs=project.backlog_max_jobs or settings.BACKLOG_MAX_JOBS,
         backlog_max_bytes=project.backlog_max_bytes or settings.BACKLOG_MAX_BYTES,
     )

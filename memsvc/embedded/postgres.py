@@ -142,19 +142,22 @@ class Postgres:
                     cursor.execute(f'CREATE DATABASE "{DATABASE}"')
 
     def _end_unrecorded(self, data: Path) -> None:
-        """PostgreSQL refuses to start while anybody has the pid in its lock file, as after a restart of a container.
-        A server at work in this very folder is stopped. Where nobody works in it the lock may go; while a backend of a
-        dead server still does, it must not: PostgreSQL itself waits for that one."""
+        """PostgreSQL refuses to start while its lock files name any process: a stranger after a restart of a container,
+        a dead server that nobody has reaped. A server at work in this folder is stopped, backends of a dead one are
+        waited for, as they hold its shared memory; once nobody works in the folder the lock files say nothing."""
         lock = data / "postmaster.pid"
         try:
             pid = int(lock.read_text().split("\n", 1)[0])
         except (OSError, ValueError):
             return
-        started, working = process.start_time(pid), process.working_in(data)
-        if started and working and pid in working:
+        working = process.working_in(data)
+        if working is None:
+            return
+        if pid in working and (started := process.start_time(pid)):
             process.stop([process.Record("postgres", pid, started, signal.SIGINT)], self._home.root, 60)
-        elif started and working == []:
-            lock.unlink(missing_ok=True)
+        if process.wait_until(lambda: not process.working_in(data), RETRY_SECONDS):
+            for left in (lock, *self._home.sockets.glob(".s.PGSQL.*")):
+                left.unlink(missing_ok=True)
 
 
 def _check_major(data: Path, server: Path) -> None:

@@ -112,7 +112,7 @@ def test_fifty_users_cost_as_few_queries_as_one(project, django_assert_max_num_q
 
 
 def test_users_are_found_by_a_part_of_their_id_and_by_project(anh):
-    MemoryUser.objects.create(project=Project.objects.create(name="B", slug="b"), user_id="ben")
+    MemoryUser.objects.create(project=Project.objects.create(name="B", slug="b", namespace="b"), user_id="ben")
     staff = operator(LOOK)
     assert "1 memory user" in told(staff.get(USERS, {"q": "/Ánh"}))
     assert "1 memory user" in told(staff.get(USERS, {"project__id__exact": anh.project_id}))

@@ -72,7 +72,7 @@ def test_an_unknown_warm_is_404(project, run_id):
 
 def test_another_projects_warms_do_not_exist(project):
     run_id = runs.request(project.pk, "ann", "manual").run_id
-    other = caller(Project.objects.create(name="Other", slug="other"))
+    other = caller(Project.objects.create(name="Other", slug="other", namespace="other"))
     assert other.send("get", f"/warms/{run_id}").status_code == 404
     assert other.send("get", "/warms").json()["count"] == 0
 

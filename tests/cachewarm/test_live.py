@@ -37,15 +37,17 @@ def test_after_a_warm_write_known_and_new_questions_need_no_mem0(live):
     assert summary["version"] == done["version"]
 
 
-def test_a_burst_of_writes_from_many_is_few_warms(live):
+def test_a_burst_of_writes_is_few_warms(live):
+    live.pause("worker-warm")  # so that the burst is one however slow the machine
     for number in range(10):
         add(live, "live-busy", f"fact number {number}", wait="stored")
+    live.resume("worker-warm")
     last = add(live, "live-busy", "the last fact")
     assert last["warm"]["status"] in ("completed", "superseded")
     warms = eventually(
         lambda: [warm["status"] for warm in live.call("GET", "/api/v1/warms?user_id=live-busy").json()["results"]],
     )
-    assert len(warms) < 11
+    assert len(warms) <= 3
 
 
 def test_a_killed_warm_worker_loses_no_warm(live):

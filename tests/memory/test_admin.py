@@ -190,7 +190,9 @@ def test_a_revoked_key_is_refused(project):
 
 
 def form(project: Project, **changed: object) -> dict[str, object]:
-    fields = ("name", "slug", "local_search", "local_ranking", "on_unknown")
+    fields = (
+        "name", "slug", "local_search", "local_ranking", "on_unknown", "extract_on", "extract_every_turns",
+    )  # fmt: skip
     return {name: getattr(project, name) for name in fields} | changed
 
 

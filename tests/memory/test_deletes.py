@@ -132,7 +132,7 @@ def test_its_number_follows_every_write_being_accepted_under_its_ids(mem0, ann):
         from django.db import transaction
 
         with transaction.atomic():
-            write._insert(Write("add", cook, {"memories": [{"text": "soup"}]}), policy(ann.project))
+            write.insert(Write("add", cook, {"memories": [{"text": "soup"}]}), policy(ann.project))
             holding.set()
             accepted.wait(0.3)
         connection.close()

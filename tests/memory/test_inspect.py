@@ -216,7 +216,7 @@ def test_what_this_process_holds_beside_the_warm_set_is_listed_and_nobody_elses(
         search(Query(scope, "rain?"))
     found = look(ann, tea)
     assert [held.key for held in found.others] == [Query(ann, "rain?").fingerprint]
-    assert look(replace(ann, project=Project.objects.create(name="B", slug="b").pk), tea).others == []
+    assert look(replace(ann, project=Project.objects.create(name="B", slug="b", namespace="b").pk), tea).others == []
 
 
 def test_the_copy_in_redis_is_told_beside_postgresql(ann, tea, redis):

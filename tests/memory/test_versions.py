@@ -51,7 +51,7 @@ def test_b6_a_copy_is_stored_only_while_its_token_stands(redis, pin):
     """Reader takes a token and reads PostgreSQL; a write commits and publishes; only then does the reader store."""
     project = Project.objects.get()
     old = versions.stored(pin)
-    copy, token = versions._script(versions._TAKE)(keys=versions._keys(pin, project.generation), args=["t1", 30000])
+    copy, token = versions._script(versions.TAKE)(keys=versions._keys(pin, project.generation), args=["t1", 30000])
     assert copy is None
     moved = move(pin)
     assert versions.publish(moved)
@@ -63,25 +63,25 @@ def test_b6_a_copy_is_stored_only_while_its_token_stands(redis, pin):
 def test_b6_a_late_reader_cannot_store_under_anothers_token(redis, pin):
     """It read PostgreSQL before a write; the write was published, its copy evicted, and a new reader has its token."""
     old = versions.stored(pin)
-    _, token = versions._script(versions._TAKE)(keys=versions._keys(pin, 1), args=["t1", 30000])
+    _, token = versions._script(versions.TAKE)(keys=versions._keys(pin, 1), args=["t1", 30000])
     moved = move(pin)
     versions.publish(moved)
     redis.delete(keys.version(pin, 1))
-    versions._script(versions._TAKE)(keys=versions._keys(pin, 1), args=["t2", 30000])
+    versions._script(versions.TAKE)(keys=versions._keys(pin, 1), args=["t2", 30000])
     versions._keep(old, 1, token)
     assert versions.current(pin, 1).number == moved[0].number
 
 
 def test_b6_flushall_takes_the_token_with_it(redis, pin):
     old = versions.stored(pin)
-    _, token = versions._script(versions._TAKE)(keys=versions._keys(pin, 1), args=["t1", 30000])
+    _, token = versions._script(versions.TAKE)(keys=versions._keys(pin, 1), args=["t1", 30000])
     redis.flushall()
     versions._keep(old, 1, token)
     assert redis.get(keys.version(pin, 1)) is None
 
 
 def test_b6_the_copy_lives_no_longer_than_its_token_had_left(redis, pin):
-    _, token = versions._script(versions._TAKE)(keys=versions._keys(pin, 1), args=["t1", 30000])
+    _, token = versions._script(versions.TAKE)(keys=versions._keys(pin, 1), args=["t1", 30000])
     redis.pexpire(keys.token(pin, 1), 5000)
     versions._keep(versions.stored(pin), 1, token)
     assert 0 < redis.pttl(keys.version(pin, 1)) <= 5000

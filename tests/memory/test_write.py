@@ -52,8 +52,9 @@ def test_g4_the_same_key_sent_by_many_at_once_is_one_job(mem0, redis, ann):
     gate = threading.Barrier(8)
     accepted = []
 
+    rules = policy(ann.project)
+
     def send():
-        rules = policy(ann.project)
         gate.wait(5)
         accepted.append(write.accept(tea(ann, idempotency_key="k", body_digest="d"), rules).job.pk)
         connection.close()

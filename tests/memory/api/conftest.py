@@ -47,7 +47,7 @@ def conforms(response: HttpResponse, method: str) -> None:
 
 def _pattern(path: str) -> str:
     named = path.replace("{memory_id}", "m").replace("{job_id}", "j").replace("{user_id}", "u")
-    return str(resolve(named.replace("{run_id}", "r")).url_name)
+    return str(resolve(named.replace("{session_id}", "s").replace("{run_id}", "r")).url_name)
 
 
 class Caller:

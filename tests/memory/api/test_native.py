@@ -289,3 +289,23 @@ def test_asking_mem0_whose_memory_it_is_takes_a_place_of_those_that_may_wait(api
     response = api.delete(f"/memory/{uuid.uuid4()}")
     assert (response.status_code, response.json()["code"]) == (503, "overloaded")
     assert response["Retry-After"] == "1"
+
+
+@pytest.mark.parametrize("method", ["get", "put", "delete"])
+def test_a_fact_on_its_way_is_found_and_its_id_answers_409_with_its_job(api, other, method):
+    job = api.add("tea", wait="none").json()["job_id"]
+    found = api.search().json()
+    (one,) = found["results"]
+    assert (one["pending"], one["job_id"], found["meta"]["pending_jobs"]) == (True, job, 1)
+    body = [{"text": "coffee"}] if method == "put" else []
+    response = getattr(api, method)(f"/memory/{one['id']}", *body)
+    assert (response.status_code, response.json()["code"]) == (409, "pending")
+    assert response.json()["job_id"] == job
+    assert getattr(other, method)(f"/memory/{one['id']}", *body).status_code == 404
+
+
+def test_explained_scores_say_what_they_are_made_of(api, worker):
+    api.add("tea")
+    api.add("more tea", wait="none")
+    for one in api.search(explain=True).json()["results"]:
+        assert set(one.get("parts", {"ltm", "stm", "bonus"})) == {"ltm", "stm", "bonus"}

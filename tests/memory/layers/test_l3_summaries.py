@@ -249,7 +249,7 @@ def test_a_changed_fact_is_shown_as_it_is_now(layer, local, ann):
     with transaction.atomic():
         after = versions.move(ann.pins(), floor=True)[0]
         vectors = layer.vectors_for(ann.project, [changed.text])
-        assert layer.apply_updated(ann, before.number, after.number, [changed], vectors)
+        assert layer.apply_added(ann, before.number, after.number, [changed], vectors)
     assert texts(layer.get(Query(ann, "What do I drink?"), after, local)) == ["green tea"]
     assert layer.snapshot(ann.project, "ann").topics["drinks"][0]["memory"] == "green tea"
 

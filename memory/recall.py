@@ -1,0 +1,212 @@
+"""The native search: what Mem0 holds, what it does not hold yet (PROTOCOL C1), and what was said in a session.
+
+With nothing nearer than Mem0 the answer is the entry's stored bytes, untouched. With a session both memories are asked
+at once: whatever is at hand answers here, what has to wait does so on another thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cache as once
+from functools import partial
+from typing import Any, TypeVar
+
+import orjson
+from django.conf import settings
+
+from memory import clock, db, merge, metrics, nearness, rank, read
+from memory.clock import Deadline
+from memory.errors import DatabaseUnavailable, MemsvcError, OriginTimeout
+from memory.layers.l2_results import Trip
+from memory.merge import Near, Weights
+from memory.pending import Item
+from memory.rank import Rows
+from memory.read import STRICT, Wish
+from memory.stm import search as session
+from memory.stm.search import Found
+from memory.tenancy.projects import Policy
+from memory.types import Answer, Entry, Memory, Query
+
+T = TypeVar("T")
+Said = tuple[Sequence[Near], str]
+"""What a session has to say, and which layer told."""
+
+UNKNOWN_SCORE = 0.5
+"""Of a pending fact that shares no word with the question, where no vector can tell how near it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """A search's answer, and the JSON array of what to show of it. With a session, `stm` is the layer that told of it;
+    `late` if only its words were looked at, `unavailable` if it could not be read."""
+
+    answer: Answer
+    results: bytes
+    stm: str | None = None
+
+
+def search(
+    query: Query,
+    policy: Policy,
+    deadline: Deadline,
+    wish: Wish = STRICT,
+    *,
+    session_id: str | None = None,
+    explain: bool = False,
+) -> Recalled:
+    """The best of what Mem0 has, of what is on its way to it, and of what was said in the session.
+
+    Errors as `read.search`; with a session that has something to say, Mem0's silence is only said in the answer.
+    """
+    if session_id is None:
+        return _merged(query, read.search(query, policy, deadline, wish), (), None, explain=explain)
+    trip = read.trip(query, policy, session.names(session_id, query, policy.generation))
+    told = session.cached(session_id, query, policy, trip.also) if trip else None
+    look = partial(session.look, session_id, query, policy)
+    by_words = partial(look, by_words=True)
+    if wish.consistency != "fresh" and read.at_hand(query, policy, trip):
+        answer = read.search(query, policy, deadline, wish, trip)
+        return _merged(query, answer, *_told(told, look, by_words), explain=explain)
+    ltm = _start(lambda: read.search(query, policy, deadline, wish, trip))
+    near = _done(told) if told else _start(look)
+    return _first(query, policy, trip, ltm, near, by_words, deadline, explain=explain)
+
+
+def _told(told: Found | None, look: Callable[[], Found], by_words: Callable[[], Found]) -> Said:
+    """The session's arm while the other has answered: at most the budget."""
+    if told is not None:
+        return told.near, told.layer
+    arm = _start(look)
+    db.release()
+    wait([arm], timeout=_budget())
+    return _outcome(arm, by_words)
+
+
+def _first(
+    query: Query,
+    policy: Policy,
+    trip: Trip | None,
+    ltm: Future[Answer],
+    near: Future[Found],
+    by_words: Callable[[], Found],
+    deadline: Deadline,
+    *,
+    explain: bool,
+) -> Recalled:
+    """Both arms if they end within the budget; after it the session's, and that Mem0's is late. A session with nothing
+    to say is no answer: Mem0 is waited for."""
+    db.release()
+    arms: list[Future[Any]] = [ltm, near]
+    wait(arms, timeout=min(_budget(), deadline.remaining()))
+    found, stm = _outcome(near, by_words)
+    if not found:
+        db.release()
+        wait([ltm], timeout=deadline.remaining())
+    error = ltm.exception() if ltm.done() else OriginTimeout("Mem0 did not answer in time")
+    if error is None:
+        return _merged(query, ltm.result(), found, stm, explain=explain)
+    if not found or not (isinstance(error, MemsvcError) and error.retryable):
+        raise error
+    reason = error.code if ltm.done() else "ltm_late"
+    metrics.count("degraded", project=policy.id, reason=reason)
+    return _merged(query, _alone(reason, trip), found, stm, explain=explain)
+
+
+def _alone(reason: str, trip: Trip | None) -> Answer:
+    """An answer to which Mem0 has said nothing: the session's, labelled."""
+    now = trip.now() if trip else int(clock.wall().timestamp() * 1_000_000)
+    entry = Entry(b"[]", 0, now, 0, "local", 0)
+    return Answer(entry, None, "stm", degraded=True, reason=reason, pending=trip.pending if trip else None)
+
+
+def _outcome(arm: Future[Found], by_words: Callable[[], Found]) -> Said:
+    """What the session's arm found; one that is late goes on for the next search, and words tell in its place."""
+    try:
+        found = arm.result() if arm.done() else by_words()
+    except DatabaseUnavailable:
+        return (), "unavailable"
+    return found.near, found.layer if arm.done() else "late"
+
+
+def _budget() -> float:
+    return settings.STM_BUDGET_MS / 1000
+
+
+def _merged(query: Query, answer: Answer, said: Sequence[Near], stm: str | None, *, explain: bool) -> Recalled:
+    items = answer.pending.of(query.scope) if answer.pending else ()
+    if not items and not said:
+        return Recalled(answer, answer.entry.results, stm)
+    results = orjson.loads(answer.entry.results)
+    near = merge.needed([*on_their_way(query, items), *said], results, answer.entry.stored_by())
+    if not near:
+        return Recalled(answer, answer.entry.results, stm)
+    weights = Weights(settings.MERGE_BOTH_PERCENT / 100, settings.MERGE_STM_PERCENT / 100)
+    merged = merge.together(results, near, query.top_k, weights, explain=explain)
+    return Recalled(answer, orjson.dumps(merged), stm)
+
+
+def _done(found: Found) -> Future[Found]:
+    done: Future[Found] = Future()
+    done.set_result(found)
+    return done
+
+
+def _start(work: Callable[[], T]) -> Future[T]:
+    def run() -> T:
+        try:
+            return work()
+        finally:
+            db.release()
+
+    return _arms().submit(run)
+
+
+@once
+def _arms() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(2 * settings.WEB_THREADS, thread_name_prefix="recall")
+
+
+def on_their_way(query: Query, items: Sequence[Item]) -> list[Near]:
+    """The pending items that the question may be about, scored. Filters that only Mem0 can evaluate leave all out."""
+    conditions = query.conditions()
+    if not items or not rank.understands(conditions):
+        return []
+    today = clock.wall().date().isoformat()
+    about = [
+        item
+        for item in items
+        if (query.show_expired or item.expiration_date is None or item.expiration_date >= today)
+        and rank.matches(conditions, Memory("", item.text, metadata=item.metadata))
+    ]
+    if not about:
+        return []
+    told = nearness.scores(query.text, Rows([item.text for item in about]), query.scope.project)
+    scored = told.values
+    if told.cosines is None:
+        scored = [UNKNOWN_SCORE + (1 - UNKNOWN_SCORE) * score for score in scored]
+    return [
+        Near(_shown(item), score, (item.job or None) if item.kind == "extract" else None, fleeting=True)
+        for item, score, reaches in zip(about, scored, told.reach(query.threshold), strict=True)
+        if reaches
+    ]
+
+
+def _shown(item: Item) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "memory": item.text,
+        "score": None,
+        "source": "stm",
+        "pending": True,
+        "job_id": item.job or None,
+        "failed": item.failed,
+        "metadata": item.metadata,
+        "user_id": item.user_id,
+        "agent_id": item.agent_id,
+        "run_id": item.run_id,
+        "created_at": item.accepted_at,
+        "updated_at": None,
+        "expiration_date": item.expiration_date,
+    }

@@ -1,0 +1,120 @@
+"""How a session's words reach Mem0, and how it ends: as the project's `extract_on` says, in one transaction each.
+
+A job made of messages is created while the session's row is held, so that each message is handed over once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F, Q
+from django.db.models.functions import Now
+
+from memory import clock, outbox, pending, versions, write
+from memory.models import Job, Session
+from memory.stm import feedback
+from memory.stm import versions as session_versions
+from memory.tenancy.projects import Policy, policy
+from memory.types import Scope
+
+log = logging.getLogger(__name__)
+
+JOB_MESSAGES = 50
+"""Messages of one extraction: what an LLM reads at a time."""
+MOST_ENDED = 200
+MOST_WOKEN = 500
+
+
+def extraction_due(session: Session, rules: Policy) -> bool:
+    """Whether enough turns have come since the last extraction for a project that extracts every N of them."""
+    return rules.extract_on == "turns" and session.turns - session.extracted >= rules.extract_every_turns
+
+
+def extract(session_pk: int) -> int:
+    """Hand the turns that are due to extraction; how many jobs that made."""
+    session = Session.objects.filter(pk=session_pk).first()
+    if session is None or not extraction_due(session, rules := policy(session.project_id)):
+        return 0
+    with transaction.atomic():
+        versions.lock(_scope(session).pins())
+        held = Session.objects.select_for_update().filter(pk=session_pk).first()
+        if held is None or not extraction_due(held, rules):
+            return 0
+        jobs = _hand_over(held, rules)
+    _told(held, jobs, rules)
+    return len(jobs)
+
+
+def end(session_pk: int, *, overdue: bool = False) -> bool:
+    """End a session: what is not extracted goes to extraction where the project asks for it, and its messages go, in
+    one transaction. With `overdue` only if its time is over. False when there was nothing to end."""
+    session = Session.objects.filter(pk=session_pk).first()
+    if session is None:
+        return False
+    rules = policy(session.project_id)
+    asked = clock.now()
+    with transaction.atomic():
+        versions.lock(_scope(session).pins())
+        rows = Session.objects.filter(_overdue()) if overdue else Session.objects
+        held = rows.select_for_update().filter(pk=session_pk).first()
+        if held is None:
+            return False
+        jobs = _hand_over(held, rules) if rules.extract_on != "never" else []
+        Session.objects.filter(pk=session_pk).delete()
+    session_versions.publish(held, rules.generation, asked, ended=True)
+    _told(held, jobs, rules)
+    log.info("session ended", extra={"project": rules.id, "user_id": held.user_id, "jobs": len(jobs)})
+    return True
+
+
+def end_overdue(project_id: int, session_id: str) -> None:
+    """End this session if its time is over and the sweeper has not come by yet: its id then begins a new life."""
+    found = Session.objects.filter(_overdue(), project_id=project_id, session_id=session_id)
+    for pk in found.values_list("pk", flat=True):
+        end(pk, overdue=True)
+
+
+def sweep() -> int:
+    """End the sessions whose time is over, and hand over those whose compression or extraction nobody has done."""
+    from memory.tasks import keep_session  # tasks stand above this module
+
+    over = Session.objects.filter(_overdue()).values_list("pk", flat=True)[:MOST_ENDED]
+    ended = sum(end(pk, overdue=True) for pk in over)
+    late = Q(turns__gte=F("summarised") + 20)
+    late |= Q(project__extract_on="turns", turns__gte=F("extracted") + F("project__extract_every_turns"))
+    idle = Q(busy_until__isnull=True) | Q(busy_until__lt=Now())
+    for pk in Session.objects.filter(late & idle).values_list("pk", flat=True)[:MOST_WOKEN]:
+        outbox.send(keep_session.si(pk))
+    return ended
+
+
+def _hand_over(session: Session, rules: Policy) -> list[Job]:
+    """Jobs for the turns not extracted yet, inside a transaction that holds the pins and the session's row."""
+    rows = session.messages.filter(turn__gt=session.extracted).order_by("turn").values_list("role", "content")
+    said = feedback.without_given([{"role": role, "content": content} for role, content in rows], _scope(session))
+    Session.objects.filter(pk=session.pk).update(extracted=session.turns)
+    jobs = []
+    for at in range(0, len(said), JOB_MESSAGES):
+        part = said[at : at + JOB_MESSAGES]
+        if any(message["role"] == "user" for message in part):
+            payload = {"messages": part, "session_id": session.session_id}
+            jobs.append(write.insert(write.Write("extract", _scope(session), payload), rules))
+    return jobs
+
+
+def _told(session: Session, jobs: Sequence[Job], rules: Policy) -> None:
+    pending.changed(_scope(session).pins(), rules.generation)
+    for job in jobs:
+        write.wake(job.lane_id)
+
+
+def _scope(session: Session) -> Scope:
+    return Scope(session.project_id, session.user_id)
+
+
+def _overdue() -> Q:
+    return Q(last_at__lt=Now() - timedelta(hours=settings.STM_SESSION_HOURS))

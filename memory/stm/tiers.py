@@ -1,0 +1,123 @@
+"""The three tiers: the last turns in full, those before them as one summary, the rest compressed (DESIGN 8).
+
+Made in the background, every EVERY turns, from the messages themselves; doing it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from memory import clock
+from memory.models import Message, Session, Tier
+from memory.stm import extractive, llm, tokens, versions
+from memory.stm.extractive import Turn
+from memory.tenancy.projects import policy
+
+log = logging.getLogger(__name__)
+
+FULL = 10
+"""Turns kept in full at least; as many as EVERY more until the next compression."""
+SUMMARY = 40
+"""Turns that the summary tells of: the 11th to the 50th from the end."""
+EVERY = 10
+SUMMARY_SHARE, SUMMARY_LEAST = 0.55, 60
+"""Tokens of the summary: this share of its turns' own, and at least so many."""
+COMPRESSED_TOKENS = 240
+EXTRACTIVE = "extractive"
+
+
+def due(session: Session) -> int:
+    """The last turn that the tiers should hold and do not; 0 when they hold enough."""
+    wanted = max(0, session.turns - FULL) // EVERY * EVERY
+    return wanted if wanted > session.summarised else 0
+
+
+def compress(session_pk: int) -> str:
+    """Bring the tiers up to date; says how it went. The texts are made outside any transaction, by one worker at a
+    time, and both tiers commit in one: killed in between, the messages are still there in full, and the sweeper hands
+    the session to another worker once the first one's time is over."""
+    idle = Session.objects.filter(Q(busy_until__isnull=True) | Q(busy_until__lt=Now()), pk=session_pk)
+    session = Session.objects.filter(pk=session_pk).first()
+    if session is None or not (last := due(session)):
+        return "nothing to do"
+    if not idle.update(busy_until=Now() + timedelta(seconds=_busy_seconds())):
+        return "busy"
+    try:
+        return _keep(session, last, _make(session, last))
+    finally:
+        Session.objects.filter(pk=session_pk).update(busy_until=None)
+
+
+def _keep(session: Session, last: int, made: Sequence[Tier]) -> str:
+    asked = clock.now()
+    with transaction.atomic():
+        held = Session.objects.select_for_update(no_key=True).filter(pk=session.pk).first()
+        if held is None or held.summarised >= last:
+            return "superseded"
+        _save(made)
+        Session.objects.filter(pk=session.pk).update(summarised=last)
+        versions.move(held)
+    versions.publish(held, policy(held.project_id).generation, asked)
+    return f"summarised {last}"
+
+
+def _busy_seconds() -> float:
+    """What two summaries take at most, the LLM's time-out included."""
+    return 10 + (2 * settings.STM_LLM_TIMEOUT_SECONDS if llm.configured() else 0)
+
+
+def _make(session: Session, last: int) -> list[Tier]:
+    first = max(1, last - SUMMARY + 1)
+    turns = _turns(session, first, last)
+    said = sum(tokens.count(turn.text) for turn in turns)
+    made = [_tier(session, "summary", turns, max(SUMMARY_LEAST, int(said * SUMMARY_SHARE)))]
+    if first > 1:
+        made.append(_compressed(session, first - 1))
+    return made
+
+
+def _compressed(session: Session, last: int) -> Tier:
+    """Everything before the summary. An LLM is told what stood before and only the turns that came since."""
+    stands = session.tiers.filter(name="compressed").first()
+    if llm.configured() and stands is not None and stands.made_by != EXTRACTIVE and stands.last < last:
+        since = _turns(session, stands.last + 1, last)
+        return _tier(session, "compressed", since, COMPRESSED_TOKENS, stands)
+    return _tier(session, "compressed", _turns(session, 1, last), COMPRESSED_TOKENS)
+
+
+def _tier(session: Session, name: str, turns: Sequence[Turn], budget: int, before: Tier | None = None) -> Tier:
+    text, made_by = "", EXTRACTIVE
+    if llm.configured():
+        try:
+            text, made_by = llm.summarise(turns, budget, before.text if before else ""), llm.name()
+        except llm.NoSummary as error:
+            log.warning("summary by llm failed", extra={"reason": str(error)})
+    last = turns[-1].number
+    if not text:
+        turns = _turns(session, 1, last) if before else turns
+        text = extractive.summarise(turns, budget)
+    first = before.first if before and made_by != EXTRACTIVE else turns[0].number
+    return Tier(
+        session=session, name=name, first=first, last=last, text=text, tokens=tokens.count(text), made_by=made_by
+    )
+
+
+def _save(made: Sequence[Tier]) -> None:
+    Tier.objects.bulk_create(
+        made,
+        update_conflicts=True,
+        unique_fields=["session", "name"],
+        update_fields=["first", "last", "text", "tokens", "made_by"],
+    )
+
+
+def _turns(session: Session, first: int, last: int) -> list[Turn]:
+    rows = Message.objects.filter(session=session, turn__gte=first, turn__lte=last).order_by("turn")
+    return [Turn(*row) for row in rows.values_list("turn", "role", "content")]

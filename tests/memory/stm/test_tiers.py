@@ -1,0 +1,146 @@
+"""Older turns are told in short, made of what was really said, and nothing is lost on the way."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from memory.models import Message, Session, Tier
+from memory.stm import context, tiers, tokens, versions
+from memory.stm.extractive import Turn, content_words, summarise
+from memory.text import strip_accents
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def talk(say, turns: int) -> Session:
+    return say(*[f"On day {n} I bought {n} kilos of apples in shop number {n}." for n in range(1, turns + 1)]).session
+
+
+def spans() -> dict[str, tuple[int, int]]:
+    return {tier.name: (tier.first, tier.last) for tier in Tier.objects.all()}
+
+
+def test_the_last_turns_stay_in_full_the_older_ones_are_told_in_two_tiers(say):
+    session = talk(say, 75)
+    assert tiers.compress(session.pk) == "summarised 60"
+    assert spans() == {"summary": (21, 60), "compressed": (1, 20)}
+    session.refresh_from_db()
+    held = context.build(session, ())
+    assert [one.turn for one in held.turns] == list(range(61, 76))
+
+
+def test_compressing_again_changes_nothing(say):
+    session = talk(say, 75)
+    tiers.compress(session.pk)
+    before = list(Tier.objects.values())
+    assert tiers.compress(session.pk) == "nothing to do"
+    assert list(Tier.objects.values()) == before
+
+
+def test_a_short_session_is_not_compressed(say):
+    assert tiers.compress(talk(say, 19).pk) == "nothing to do"
+    assert spans() == {}
+
+
+class Killed(BaseException):
+    """The worker is gone in the middle of it."""
+
+
+def test_a_worker_killed_between_its_writes_loses_nothing(say, monkeypatch):
+    session = talk(say, 75)
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(versions, "move", die)
+        with pytest.raises(Killed):
+            tiers.compress(session.pk)
+    session.refresh_from_db()
+    assert (spans(), session.summarised) == ({}, 0)
+    assert len(context.build(session, ()).turns) == Message.objects.count() == 75
+    assert tiers.compress(session.pk) == "summarised 60"
+
+
+def test_the_context_fits_what_was_asked_for_and_keeps_the_newest(say):
+    session = talk(say, 75)
+    tiers.compress(session.pk)
+    session.refresh_from_db()
+    whole, cut = context.build(session, ()), context.build(session, (), 100)
+    assert (whole.cut, cut.cut) == (False, True)
+    assert sum(cut.tokens.values()) <= 100
+    assert cut.turns[-1].turn == 75
+    assert [one.turn for one in cut.turns] == list(range(cut.turns[0].turn, 76))
+
+
+def test_as_chat_messages_the_told_comes_first_and_then_the_turns(say):
+    session = talk(say, 30)
+    tiers.compress(session.pk)
+    session.refresh_from_db()
+    chat = context.chat(context.build(session, ()))
+    assert [one["role"] for one in chat] == ["system"] + ["user"] * 10
+    assert chat[-1]["content"].startswith("On day 30")
+
+
+@pytest.mark.parametrize(
+    ("fact", "chatter"),
+    [
+        ("My sister Lan works as a nurse in Huế since 2019.", "Oh really, that is so nice! Thanks a lot."),
+        ("Chị tôi tên Lan làm y tá ở Huế từ năm 2019.", "Dạ vâng ạ. Thế thì hay quá nhỉ."),
+    ],
+)
+def test_an_extract_keeps_facts_and_leaves_out_chatter_in_either_language(fact, chatter):
+    said = [Turn(n, "user" if n % 2 else "assistant", chatter) for n in range(1, 20)]
+    said[9] = Turn(10, "user", f"{chatter} {fact}")
+    assert fact in summarise(said, 40)
+    assert tokens.count(summarise(said, 40)) <= 40
+
+
+def test_content_words_are_the_same_with_accents_or_without():
+    text = "Chị Lan thích bơi ở hồ Tây"
+    assert content_words(text) == content_words(strip_accents(text)) == {"lan", "thich", "boi", "ho", "tay"}
+
+
+class _LLM(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(asked)
+        body = json.dumps({"choices": [{"message": {"content": "They buy apples."}}]}).encode()
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture
+def llm(settings):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _LLM)
+    server.status, server.asked = 200, []
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    settings.STM_LLM_URL = f"http://127.0.0.1:{server.server_port}/v1"
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_an_llm_writes_the_tiers_where_there_is_one(say, llm, settings):
+    tiers.compress(talk(say, 75).pk)
+    assert {(tier.text, tier.made_by) for tier in Tier.objects.all()} == {("They buy apples.", settings.STM_LLM_MODEL)}
+    assert "user: On day 60" in llm.asked[0]["messages"][1]["content"]
+
+
+def test_where_the_llm_fails_the_turns_own_sentences_stand_in(say, llm):
+    llm.status = 500
+    tiers.compress(talk(say, 30).pk)
+    (tier,) = Tier.objects.all()
+    assert tier.made_by == "extractive"
+    assert "apples" in tier.text
