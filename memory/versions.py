@@ -69,6 +69,11 @@ _LOCK_ALL = """
 SELECT FROM memory_pinversion WHERE project_id = %s
 ORDER BY array_position(ARRAY['user', 'agent', 'run'], kind::text), pin_id COLLATE "C" FOR NO KEY UPDATE
 """
+_MOVE_ALL = """
+WITH now AS (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS micros)
+UPDATE memory_pinversion SET version = greatest(version + 1, micros), floor = greatest(version + 1, micros) FROM now
+WHERE project_id = %s
+"""
 _LOCKS = {"share": "FOR KEY SHARE", "move": "FOR NO KEY UPDATE", "exclude": "FOR UPDATE"}
 _READ = "SELECT version, floor FROM memory_pinversion WHERE project_id = %s AND kind = %s AND pin_id = %s"
 

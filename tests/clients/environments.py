@@ -15,8 +15,6 @@ from pathlib import Path
 
 FOLDER = Path(os.environ.get("MEMSVC_CLIENTS", Path(__file__).resolve().parents[2] / ".clients"))
 PYTHON = {"mem0ai 2.2.1": ["mem0ai==2.2.1"], "mem0ai 1.0.11": ["mem0ai==1.0.11"]}
-LLAMA_INDEX = "llama-index-memory-mem0 2.1.0"
-INTEGRATIONS = {LLAMA_INDEX: ["llama-index-memory-mem0==2.1.0", "mem0ai==2.2.1"]}
 NPM = "mem0ai@3.3.1"
 
 
@@ -32,7 +30,7 @@ def npm() -> Path:
 
 def make() -> None:
     """Install what is missing."""
-    for name, packages in {**PYTHON, **INTEGRATIONS}.items():
+    for name, packages in PYTHON.items():
         if not _ready(python(name)):
             venv.create(python(name).parents[1], with_pip=True)
             subprocess.run([python(name), "-m", "pip", "install", "--quiet", *packages], check=True)

@@ -79,13 +79,6 @@ def test_the_npm_client_works_in_all_its_methods(live, key):
     judge(f"npm {environments.NPM}", run([node, HERE / "node_client.mjs", environments.npm(), live.url, key]))
 
 
-def test_llama_index_remembers_unchanged(live, key):
-    interpreter = environments.python(environments.LLAMA_INDEX)
-    if not interpreter.exists():
-        pytest.skip(f"{environments.LLAMA_INDEX} is not installed: make conformance")
-    judge(environments.LLAMA_INDEX, run([interpreter, HERE / "llama_index_client.py", live.url, key]))
-
-
 def _interpreter(client: str) -> Path:
     """This one has the client that Mem0 in process comes from; others have their own."""
     if client == "mem0ai 2.2.1":
