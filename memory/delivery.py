@@ -35,8 +35,6 @@ LOOK_TIMEOUT_SECONDS = 20.0
 MOVED_GENERATION = "generation_moved"
 ORDERED_SECONDS = 0.5
 """Until a job that waits for one of another lane looks again."""
-GENERATION_SECONDS = 2 * projects.FRESH_SECONDS
-"""Until every process has seen that a project's generation moved (PROTOCOL B5)."""
 PART_FACTS = 50
 """Facts one call carries at most: Mem0 embeds them one by one, and the lane's lease has to outlast the call."""
 
@@ -83,11 +81,10 @@ def complete(job: Job, moved: Sequence[Version]) -> bool:
 
 
 def complete_overdue() -> int:
-    """End stored jobs of unconfirmed publication, once a whole lease has passed since their commit (PROTOCOL B7), and
-    those that moved the generation, once everyone has seen it (B5)."""
+    """End stored jobs of unconfirmed publication, and those that moved the generation, once a whole lease has passed
+    since their commit (PROTOCOL B7): so long a process without PostgreSQL may go by what it last read (B5)."""
     lease = timedelta(seconds=settings.VERSION_LEASE_SECONDS + versions.MARGIN_SECONDS)
-    seen = Q(reason=MOVED_GENERATION, stored_at__lt=Now() - timedelta(seconds=GENERATION_SECONDS))
-    overdue = Job.objects.filter(seen | Q(stored_at__lt=Now() - lease), state="stored")
+    overdue = Job.objects.filter(stored_at__lt=Now() - lease, state="stored")
     return sum(_complete(job) for job in overdue[:1000])
 
 

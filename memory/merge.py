@@ -1,7 +1,7 @@
 """One answer out of both memories (DESIGN 8, PROTOCOL C1): what Mem0 ranked, and what is nearer than Mem0.
 
 Pure functions. Scores of two rankings are not comparable: each is spread from 0 to 1 within this answer, between the
-last and the best that it could show (docs/decisions/0011).
+last and the best that it could show (docs/decisions/0010).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from memory.text import nfc
 HELD_BYTES = 8 << 20
 WORDS_WEIGHT = 0.6
 """Share of the words in a score: cosines of one model lie close together, a word in common tells them apart. Measured:
-docs/decisions/0011."""
+docs/decisions/0010."""
 MOST_MADE = 4
 """Vectors that one search makes, of the last texts without one."""
 

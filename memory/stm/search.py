@@ -1,6 +1,6 @@
 """Searching what was said in a session: stm.L0 (this process) → stm.L1 (Redis) → the stored messages and tiers.
 
-What is found is current only at the session's very version, in the same life of the session (docs/decisions/0010).
+What is found is current only at the session's very version, in the same life of the session (docs/decisions/0008).
 """
 
 from __future__ import annotations

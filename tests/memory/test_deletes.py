@@ -201,7 +201,7 @@ def test_what_mem0_has_not_deleted_is_deleted_again(mem0, ann, settings, monkeyp
     assert mem0.texts() == []
 
 
-def test_a_cut_listing_moves_the_whole_project_and_answers_once_all_have_seen_it(mem0, ann, monkeypatch):
+def test_a_cut_listing_moves_the_whole_project_and_answers_once_all_have_seen_it(mem0, ann, monkeypatch, settings):
     rules = policy(ann.project)
     run(add(ann, "tea"), add(Scope(ann.project, "ben", "cook"), "salt"))
     Snapshot.objects.create(project_id=ann.project, user_id="ann", version=0, complete=True, summary_version=0)
@@ -215,7 +215,9 @@ def test_a_cut_listing_moves_the_whole_project_and_answers_once_all_have_seen_it
     assert fresh(job).state == "stored"
     delivery.complete_overdue()
     assert fresh(job).state == "stored"
-    Job.objects.filter(pk=job.pk).update(stored_at=F("stored_at") - timedelta(seconds=delivery.GENERATION_SECONDS))
+    Job.objects.filter(pk=job.pk).update(
+        stored_at=F("stored_at") - timedelta(seconds=settings.VERSION_LEASE_SECONDS + versions.MARGIN_SECONDS),
+    )
     delivery.complete_overdue()
     assert fresh(job).state == "completed"
 
