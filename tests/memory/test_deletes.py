@@ -201,7 +201,7 @@ def test_what_mem0_has_not_deleted_is_deleted_again(mem0, ann, settings, monkeyp
     assert mem0.texts() == []
 
 
-def test_a_cut_listing_moves_the_whole_project_and_answers_once_all_have_seen_it(mem0, ann, monkeypatch, settings):
+def test_a_cut_listing_moves_the_whole_project_and_ends_after_a_lease(mem0, ann, monkeypatch, settings):
     rules = policy(ann.project)
     run(add(ann, "tea"), add(Scope(ann.project, "ben", "cook"), "salt"))
     Snapshot.objects.create(project_id=ann.project, user_id="ann", version=0, complete=True, summary_version=0)
