@@ -11,7 +11,7 @@ from memory.errors import DatabaseUnavailable
 from memory.models import Message, Session
 from memory.stm import store
 from memory.stm.store import AnotherUser, Said, UserNeeded
-from memory.tenancy.projects import policy
+from memory.tenancy.projects import Policy, policy
 from tests.live import eventually
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -45,20 +45,21 @@ def test_a_session_begins_with_a_user_and_stays_theirs(ann, say):
     assert contents() == ["one", "two"]
 
 
+def kept(said: Said, rules: Policy) -> bool:
+    try:
+        return bool(store.add("s", "ann", [said], rules).turns)
+    except DatabaseUnavailable:  # more writers than connections, and a slow machine
+        return False
+
+
 def test_many_writers_lose_nothing_double_nothing_and_keep_their_own_order(ann):
     rules = policy(ann.project)
-
-    def kept(said: Said) -> bool:
-        try:
-            return bool(store.add("s", "ann", [said], rules).turns)
-        except DatabaseUnavailable:  # more writers than connections, and a slow machine
-            return False
 
     def write(writer: int) -> None:
         for n in range(20):
             said = Said("user", f"{writer} {n}", {}, f"{writer}-{n}")
             for _ in range(2):  # as a client does that has lost the answer
-                eventually(lambda said=said: kept(said))
+                eventually(lambda said=said: kept(said, rules))
         connection.close()
 
     threads = [threading.Thread(target=write, args=(writer,)) for writer in range(8)]
