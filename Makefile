@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or 3.12; everything else comes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help up demo test conformance lint fmt clean
+.PHONY: help up demo test conformance bench-stall bench-agreement lint fmt clean
 
 PYTHON := .venv/bin/python
 INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -27,6 +27,12 @@ conformance: ## Mem0's own clients against a running service; writes what they s
 	@$(INSTALL) dev
 	$(PYTHON) -m tests.clients.environments
 	MEMSVC_WRITE_TABLE=1 $(PYTHON) -m memsvc.embedded test -- tests/clients -q
+
+bench-stall: ## cached hits while Mem0 stands still, beside the same hits in quiet
+	@$(INSTALL) dev && exec $(PYTHON) -m bench.stall $(ARGS)
+
+bench-agreement: ## local ranking beside Mem0's own search, on the shared data
+	@$(INSTALL) dev && exec $(PYTHON) -m bench.agreement $(ARGS)
 
 lint: ## what CI checks beside the tests
 	@$(INSTALL) dev
