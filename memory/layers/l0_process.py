@@ -15,7 +15,7 @@ from memory.types import Entry, Pin, Query, Version
 K = TypeVar("K")
 V = TypeVar("V")
 
-OVERHEAD_BYTES = 600
+OVERHEAD_BYTES = 800
 """What one item costs beside its payload: key, entry, links (measured with tracemalloc, rounded up)."""
 
 
@@ -128,4 +128,4 @@ class ProcessLayer:
         self._keep(query, Held(entry, born, dies, version.confirmed_at, generation))
 
     def _keep(self, query: Query, held: Held) -> None:
-        self.held.put((query.scope.pin, query.fingerprint), held, len(held.entry.results) + OVERHEAD_BYTES)
+        self.held.put((query.scope.pin, query.fingerprint), held, len(held.entry.results) + len(held.entry.jobs) + OVERHEAD_BYTES)
