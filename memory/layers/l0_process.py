@@ -128,4 +128,5 @@ class ProcessLayer:
         self._keep(query, Held(entry, born, dies, version.confirmed_at, generation))
 
     def _keep(self, query: Query, held: Held) -> None:
-        self.held.put((query.scope.pin, query.fingerprint), held, len(held.entry.results) + len(held.entry.jobs) + OVERHEAD_BYTES)
+        size = len(held.entry.results) + len(held.entry.jobs) + OVERHEAD_BYTES
+        self.held.put((query.scope.pin, query.fingerprint), held, size)
