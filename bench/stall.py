@@ -25,7 +25,7 @@ import requests
 
 from memsvc.embedded.home import Home
 from memsvc.embedded.postgres import Postgres
-from tests.live import Live
+from tests.live import Live, eventually
 
 HITTERS = 2
 WAITERS = 64
@@ -59,6 +59,8 @@ def _pair(live: Live, number: int, seconds: float) -> dict[str, Any]:
     body = {"user_id": user, "query": "How many goats?"}
     for _ in range(20):
         live.call("POST", "/api/v1/memory/search", body)
+    eventually(lambda: not live.rows("SELECT 1 FROM memory_job WHERE state <> 'completed' LIMIT 1"), 300)
+    eventually(lambda: not live.rows("SELECT 1 FROM cachewarm_warmrun WHERE state IN ('due', 'running') LIMIT 1"), 300)
     quiet = _hits(live, body, seconds)
     with _stalled(live):
         spawned = get_context("spawn")

@@ -24,7 +24,7 @@ PORT = env.integer("PORT", 8000, least=1, most=65535)
 BIND_ADDRESS = env.text("BIND_ADDRESS", "127.0.0.1")
 WEB_PROCESSES = env.integer("WEB_PROCESSES", 2, least=1)
 # Threads of one web process; at most half of them, and never fewer than 16, may wait for Mem0 (PROTOCOL E).
-WEB_THREADS = env.integer("WEB_THREADS", 40, least=2)
+WEB_THREADS = env.integer("WEB_THREADS", 96, least=2)
 MAX_BODY_BYTES = env.integer("MAX_BODY_BYTES", 1 << 20, least=1024)
 LOG_LEVEL = env.text("LOG_LEVEL", "INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
 # True behind a TLS proxy: secure cookies and HSTS.
