@@ -66,6 +66,17 @@ def test_an_old_copy_is_not_stored_over_a_newer_state(mem0, ann, redis):
     assert texts(ann) == ["tea"]
 
 
+def test_a_late_reader_cannot_store_under_anothers_token(mem0, ann, redis):
+    names = [keys.pending(ann.pin, 1), keys.pending_token(ann.pin, 1)]
+    take = redis.register_script(versions.TAKE)
+    _, token = take(keys=names, args=["t1", 30000])
+    nothing = pending.stored(ann.pin)
+    accept(ann, "tea")
+    take(keys=names, args=["t2", 30000])
+    redis.register_script(pending._STORE)(keys=names, args=[token, pending._pack(nothing)])
+    assert texts(ann) == ["tea"]
+
+
 def test_a_job_stored_but_not_yet_published_is_still_pending(mem0, ann, dead_redis):
     job = accept(ann, "tea")
     delivery.deliver(job.lane_id)
