@@ -18,7 +18,7 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db.models import F
 
-from memory import keys
+from memory import keys, versions
 from memory.errors import DatabaseUnavailable
 from memory.models import Job, Message
 from memory.models.jobs import OPEN
@@ -32,12 +32,6 @@ MOST_MESSAGES = 100
 
 _ID = re.compile(rf"{PREFIX}([0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}})-[0-9]{{1,9}}", re.IGNORECASE)
 
-_TAKE = """
-local copy = redis.call('GET', KEYS[1])
-if copy then return {copy, false} end
-redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
-return {false, redis.call('GET', KEYS[2])}
-"""
 _STORE = """
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 local left = redis.call('PTTL', KEYS[2])
@@ -90,7 +84,7 @@ def current(pin: Pin, generation: int) -> Pending:
     names = [keys.pending(pin, generation), keys.pending_token(pin, generation)]
     lease = int(settings.VERSION_LEASE_SECONDS * 1000)
     try:
-        copy, token = cache().register_script(_TAKE)(keys=names, args=[secrets.token_hex(8), lease])
+        copy, token = cache().register_script(versions.TAKE)(keys=names, args=[secrets.token_hex(8), lease])
     except redis.RedisError:
         return stored(pin)
     if copy is not None:

@@ -59,7 +59,7 @@ def test_the_copy_spares_the_next_reader_a_query(mem0, ann, django_assert_num_qu
 def test_an_old_copy_is_not_stored_over_a_newer_state(mem0, ann, redis):
     """A reader took its token and read PostgreSQL; then a write was accepted; only now the reader stores."""
     names = [keys.pending(ann.pin, 1), keys.pending_token(ann.pin, 1)]
-    _, token = redis.register_script(pending._TAKE)(keys=names, args=["t1", 30000])
+    _, token = redis.register_script(versions.TAKE)(keys=names, args=["t1", 30000])
     nothing = pending.stored(ann.pin)
     accept(ann, "tea")
     redis.register_script(pending._STORE)(keys=names, args=[token, pending._pack(nothing)])
