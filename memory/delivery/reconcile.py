@@ -1,0 +1,80 @@
+"""Looking again, after an unknown outcome, for second copies of what a job reported (PROTOCOL A7)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models.functions import Now
+
+from memory import db, metrics, stack, versions, write
+from memory.backends.base import Backend
+from memory.clock import Deadline
+from memory.delivery import attempts, completion, lanes
+from memory.delivery.lanes import Hold
+from memory.delivery.settle import LOOK_TIMEOUT_SECONDS
+from memory.errors import OriginError, OriginNotFound
+from memory.models import Job
+from memory.tenancy.projects import policy
+from memory.text import text_hash
+from memory.types import Memory
+
+
+def due(hold: Hold) -> None:
+    """Look again for what of the lane is due."""
+    jobs = Job.objects.filter(lane_id=hold.lane, reconcile_at__lte=Now(), state__in=("stored", "completed", "failed"))
+    for job in jobs.order_by("number")[: settings.LANE_SLICE_JOBS]:
+        _reconcile(job, hold)
+
+
+def _reconcile(job: Job, hold: Hold) -> None:
+    """Remove second copies of what the job reported (PROTOCOL A7)."""
+    rules = policy(job.project_id)
+    backend = stack.backend(rules)
+    texts = [fact["text"] for fact in (job.payload or {}).get("memories", [])]
+    db.release()
+    try:
+        found = backend.find_marked(write.scope(job), str(job.job_id), texts, Deadline.after(LOOK_TIMEOUT_SECONDS))
+        surplus = _surplus(job, found.memories)
+        for memory in surplus:
+            lanes.renew(hold, LOOK_TIMEOUT_SECONDS)
+            _delete(backend, memory.id)
+    except OriginError as error:
+        Job.objects.filter(pk=job.pk).update(reconcile_at=Now() + timedelta(seconds=attempts.backoff(job, error)))
+        return
+    with transaction.atomic():
+        lanes.assert_held(hold)
+        moved = versions.move(write.scope(job).pins(), floor=True) if surplus else []
+        if moved:
+            completion.tell(moved)
+        Job.objects.filter(pk=job.pk).update(reconcile_at=None)
+    versions.publish(moved)
+    metrics.count("surplus_removed", len(surplus), project=job.project_id)
+
+
+def _surplus(job: Job, found: Sequence[Memory]) -> list[Memory]:
+    """Marked memories beyond those reported. A failed job reported nothing of its unknown attempts: what they stored,
+    up to what was wanted, is what a retry will find and adopt, so only copies beyond that go."""
+    reported = {item["id"] for item in job.results}
+    others = [memory for memory in found if memory.id not in reported]
+    if job.state != "failed" or job.kind != "add" or job.payload is None:
+        return others if job.state != "failed" else []
+    done = {item["index"] for item in job.results}
+    wanted = Counter(text_hash(fact["text"]) for index, fact in enumerate(job.payload["memories"]) if index not in done)
+    surplus = []
+    for memory in others:
+        if wanted[text_hash(memory.text)] > 0:
+            wanted[text_hash(memory.text)] -= 1
+        else:
+            surplus.append(memory)
+    return surplus
+
+
+def _delete(backend: Backend, memory_id: str) -> None:
+    try:
+        backend.delete(memory_id, Deadline.after(LOOK_TIMEOUT_SECONDS))
+    except OriginNotFound:
+        return
