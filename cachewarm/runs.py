@@ -220,6 +220,11 @@ def purge() -> None:
         WarmRun.objects.filter(pk__in=ids).delete()
 
 
+def forget(project_id: int, user_id: str) -> None:
+    """Remove the runs of a user; one that is being worked on finds that somebody else has ended it."""
+    WarmRun.objects.filter(project_id=project_id, user_id=user_id).delete()
+
+
 def _close(run: WarmRun, outcome: str, error: str) -> bool:
     with connection.cursor() as cursor:
         cursor.execute(_CLOSE, [outcome, error, run.version, run.step, run.pk])

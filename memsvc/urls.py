@@ -13,6 +13,7 @@ from memory.api import urls as memory_urls
 urlpatterns = [
     path("api/v1/", include(memory_urls.urlpatterns)),
     path("api/v1/", include(cachewarm_api.urlpatterns)),
+    path("api/v1/", include(memory_urls.WHOLE_USER)),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("", include(mem0_platform.urlpatterns)),

@@ -98,6 +98,11 @@ class Namespaced:
         with self._counted("history"):
             return self._backend.history(memory_id, deadline)
 
+    def forget(self, scope: Scope, deadline: Deadline) -> bool:
+        """See Backend."""
+        with self._counted("forget"):
+            return self._backend.forget(self._out(scope), deadline)
+
     def find_marked(self, scope: Scope, job: str, texts: Sequence[str], deadline: Deadline) -> Listing:
         """See Backend."""
         with self._counted("list"):

@@ -17,12 +17,12 @@ from memory import clock, db, identity, metrics, write
 from memory.backends.base import Backend
 from memory.clock import Deadline
 from memory.delivery import deletes, lanes
-from memory.delivery.lanes import Hold, LaneLost
+from memory.delivery.lanes import Hold, JobEnded, LaneLost
 from memory.errors import OriginError, OriginNotFound
 from memory.models import Attempt, Job
 from memory.types import MARK_ATTEMPT, MARK_JOB, Stored
 
-LONG = ("extract", write.DELETE_ALL)
+LONG = ("extract", *write.SWEEPING)
 PART_FACTS = 50
 """Facts one call carries at most: Mem0 embeds them one by one, and the lane's lease has to outlast the call."""
 
@@ -87,16 +87,21 @@ def send(job: Job, part: Part, hold: Hold, backend: Backend) -> OriginError | No
         _end(attempt, "unknown" if error.sent else "rejected" if not error.retryable else "unavailable")
         return error
     _keep(job, part, stored)
-    with transaction.atomic():
-        lanes.assert_held(hold)
-        Job.objects.filter(pk=job.pk).update(results=job.results, failed=job.failed)
-        _end(attempt, "stored")
+    try:
+        with transaction.atomic():
+            lanes.assert_held(hold, job)
+            Job.objects.filter(pk=job.pk).update(results=job.results, failed=job.failed)
+            _end(attempt, "stored")
+    except (LaneLost, JobEnded):  # whoever goes on here need not wait for an answer that has come
+        Attempt.objects.filter(pk=attempt.pk).update(ended_at=Now())
+        raise
     return None
 
 
 def _record(job: Job, part: Part, hold: Hold, backend: Backend, timeout: float) -> tuple[Attempt, float]:
     with transaction.atomic():
         begin_by = lanes.renew(hold, timeout)
+        lanes.assert_held(hold, job)
         job.attempts += 1
         Job.objects.filter(pk=job.pk).update(state="processing", attempts=job.attempts, reason="", error="")
         last = job.tries.order_by("-number").first()
@@ -117,7 +122,7 @@ def _call(job: Job, part: Part, attempt: Attempt, backend: Backend, deadline: De
         return backend.add(target, part.texts, marks, part.expiration_date, deadline)
     if job.kind == "extract":
         return backend.extract(target, payload(job)["messages"], marks, deadline)
-    if job.kind == write.DELETE_ALL:
+    if job.kind in write.SWEEPING:
         return deletes.call(job, backend, deadline)
     memory_id = job.memory_id or ""
     if job.kind == "delete":

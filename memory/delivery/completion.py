@@ -13,8 +13,8 @@ from django.db.models.functions import Now
 from memory import db, metrics, pending, signals, stack, versions, write
 from memory.clock import Deadline
 from memory.delivery import deletes, lanes
+from memory.delivery.deletes import LOOK_TIMEOUT_SECONDS
 from memory.delivery.lanes import Hold
-from memory.delivery.settle import LOOK_TIMEOUT_SECONDS
 from memory.errors import OriginError
 from memory.models import Job
 from memory.tenancy import projects
@@ -37,7 +37,7 @@ def complete_overdue() -> int:
     """End stored jobs of unconfirmed publication, and those that moved the generation, once a whole lease has passed
     since their commit (PROTOCOL B7): so long a process without PostgreSQL may go by what it last read (B5)."""
     lease = timedelta(seconds=settings.VERSION_LEASE_SECONDS + versions.MARGIN_SECONDS)
-    overdue = Job.objects.filter(stored_at__lt=Now() - lease, state="stored")
+    overdue = Job.objects.filter(stored_at__lt=Now() - lease, state="stored").exclude(kind=write.ERASE)
     return sum(_complete(job) for job in overdue[:1000])
 
 
@@ -49,7 +49,7 @@ def finish(job: Job, hold: Hold, rules: Policy, reason: str = "") -> bool:
     written = _read_back(job, rules) if whole and job.results else None
     vectors = stack.L3.vectors_for(job.project_id, [memory.text for memory in written]) if written else None
     with transaction.atomic():
-        lanes.assert_held(hold)
+        lanes.assert_held(hold, job)
         # A delete by user, agent or run locks all it touches at once, in lock order.
         before = 0 if job.kind == write.DELETE_ALL else _lock_before(target)
         moved = move(job) if touched else []
@@ -70,7 +70,7 @@ def finish(job: Job, hold: Hold, rules: Policy, reason: str = "") -> bool:
             stored_at=Now() if whole else None,
             completed_at=None if whole else Now(),
         )
-    if whole and not _everyones(job):
+    if whole and not everyones(job):
         complete(job, moved)
     elif not whole:
         versions.publish(moved)
@@ -90,17 +90,17 @@ def _ended(job: Job, whole: bool) -> str:
     """The reason a job shows at its end."""
     if not whole:
         return "rejected"
-    return MOVED_GENERATION if _everyones(job) else ""
+    return MOVED_GENERATION if everyones(job) else ""
 
 
 def _takes_away(job: Job) -> bool:
     """Whether something an older answer may hold is no longer so: then the floor rises too (PROTOCOL B9)."""
-    return any(item["event"] != "ADD" for item in job.results) or job.kind in ("update", "delete", write.DELETE_ALL)
+    return any(item["event"] != "ADD" for item in job.results) or job.kind in ("update", "delete", *write.SWEEPING)
 
 
-def _everyones(job: Job) -> bool:
+def everyones(job: Job) -> bool:
     """Whether a delete may have changed anyone's answers, so that the project moved as a whole."""
-    return job.kind == write.DELETE_ALL and bool((job.payload or {}).get("everyone"))
+    return job.kind in write.SWEEPING and bool((job.payload or {}).get("everyone"))
 
 
 def move(job: Job) -> list[Version]:
@@ -108,7 +108,7 @@ def move(job: Job) -> list[Version]:
     records it."""
     floor = _takes_away(job)
     target = write.scope(job)
-    touched = deletes.pins(job) if job.kind == write.DELETE_ALL else list(target.pins())
+    touched = deletes.pins(job) if job.kind in write.SWEEPING else list(target.pins())
     if touched is not None:
         return versions.move(touched, floor=floor)
     job.payload = {**(job.payload or {}), "everyone": True}

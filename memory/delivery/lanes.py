@@ -7,16 +7,22 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
+from django.db import transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from memory import clock, identity
-from memory.delivery.deletes import SENDABLE
 from memory.models import Job, Lane
+
+SENDABLE = ("pending", "processing")
 
 
 class LaneLost(Exception):
     """The lease ran out or another process took the lane over: nothing more may be sent or recorded."""
+
+
+class JobEnded(Exception):
+    """The job was ended with its user, who is being erased (PROTOCOL D): it may not be sent, nor its results kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +58,26 @@ def renew(hold: Hold, timeout: float) -> float:
     return began + settings.LANE_LEASE_SECONDS - timeout
 
 
-def assert_held(hold: Hold) -> None:
-    """Inside a transaction: nobody has taken the lane over, nor will before the commit. The lock lets jobs that refer
-    to the lane be inserted: their transactions hold the pins that this one is about to lock."""
+def assert_held(hold: Hold, job: Job | None = None) -> None:
+    """Inside a transaction: nobody has taken the lane over, nor will before the commit, and no erase has ended the job
+    (PROTOCOL D). The lock lets jobs that refer to the lane be inserted: their transactions hold the pins that this one
+    is about to lock. An erase locks the lane before them."""
     if not Lane.objects.select_for_update(no_key=True).filter(pk=hold.lane, fence=hold.fence).exists():
         raise LaneLost
+    if job is not None and not Job.objects.filter(pk=job.pk, state__in=SENDABLE).exists():
+        raise JobEnded
+
+
+def wait(job: Job, hold: Hold, seconds: float, reason: str) -> bool:
+    """Let the lane wait, always False: an outage uses up no attempt (PROTOCOL A2)."""
+    with transaction.atomic():
+        assert_held(hold, job)
+        Job.objects.filter(pk=job.pk).update(
+            next_attempt_at=Now() + timedelta(seconds=seconds),
+            state="pending" if not job.results else "processing",
+            reason=reason,
+        )
+    return False
 
 
 def _lease_end() -> Any:

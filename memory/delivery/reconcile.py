@@ -13,9 +13,9 @@ from django.db.models.functions import Now
 from memory import db, metrics, stack, versions, write
 from memory.backends.base import Backend
 from memory.clock import Deadline
-from memory.delivery import attempts, completion, lanes
+from memory.delivery import attempts, completion, erasing, lanes
+from memory.delivery.deletes import LOOK_TIMEOUT_SECONDS
 from memory.delivery.lanes import Hold
-from memory.delivery.settle import LOOK_TIMEOUT_SECONDS
 from memory.errors import OriginError, OriginNotFound
 from memory.models import Job
 from memory.tenancy.projects import policy
@@ -26,8 +26,10 @@ from memory.types import Memory
 def due(hold: Hold) -> None:
     """Look again for what of the lane is due."""
     jobs = Job.objects.filter(lane_id=hold.lane, reconcile_at__lte=Now(), state__in=("stored", "completed", "failed"))
+    jobs = jobs.exclude(kind=write.ERASE, state="stored")
     for job in jobs.order_by("number")[: settings.LANE_SLICE_JOBS]:
-        _reconcile(job, hold)
+        look = erasing.look_again if job.kind == write.ERASE else _reconcile
+        look(job, hold)
 
 
 def _reconcile(job: Job, hold: Hold) -> None:

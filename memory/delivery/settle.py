@@ -15,6 +15,7 @@ from memory import clock, db, identity, write
 from memory.backends.base import Backend
 from memory.clock import Deadline
 from memory.delivery import attempts, lanes
+from memory.delivery.deletes import LOOK_TIMEOUT_SECONDS
 from memory.delivery.lanes import Hold
 from memory.models import Attempt, Job
 from memory.text import text_hash
@@ -23,22 +24,27 @@ from memory.types import Memory
 log = logging.getLogger(__name__)
 
 UNRESOLVED = ("", "unknown")
-LOOK_TIMEOUT_SECONDS = 20.0
 
 
-def settling(job: Job, unresolved: Sequence[Attempt]) -> float:
-    """Seconds until no earlier attempt can still be running inside Mem0 (PROTOCOL A5)."""
-    seconds = settle_seconds(job)
+def settling(unresolved: Sequence[Attempt]) -> float:
+    """Seconds until none of these attempts can still be running inside Mem0 (PROTOCOL A5)."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT clock_timestamp()")
         now = cursor.fetchone()[0]
-    ages = [(now - attempt.started_at).total_seconds() for attempt in unresolved if not _over(attempt)]
-    return max((seconds - age for age in ages), default=0.0)
+    left = [
+        settle_seconds(attempt.job) - (now - attempt.started_at).total_seconds()
+        for attempt in unresolved
+        if not _over(attempt)
+    ]
+    return max(left, default=0.0)
 
 
 def _over(attempt: Attempt) -> bool:
-    """Whether an in-process attempt has ended for certain: with its call, or with its process."""
-    return bool(attempt.process) and (attempt.ended_at is not None or identity.gone(attempt.process))
+    """Whether an attempt has ended for certain: it was answered, though nobody kept what it said; or it was made in
+    process and has ended with its call or its process."""
+    if attempt.ended_at is not None:
+        return bool(attempt.process) or not attempt.outcome
+    return bool(attempt.process) and identity.gone(attempt.process)
 
 
 def settle_seconds(job: Job) -> float:
@@ -60,7 +66,7 @@ def resolve(job: Job, hold: Hold, backend: Backend) -> bool:
         _adopt(job, found.memories)
     since = clock.now()
     with transaction.atomic():
-        lanes.assert_held(hold)
+        lanes.assert_held(hold, job)
         Job.objects.filter(pk=job.pk).update(results=job.results, reconcile_at=look_again_at(job))
         job.tries.filter(outcome__in=UNRESOLVED).update(outcome="settled", ended_at=Now())
     log.info("attempts settled", extra={"job": str(job.job_id), "ms": int((clock.now() - since) * 1000)})

@@ -9,12 +9,11 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models.functions import Now
 
-from memory import db, stack, versions, write
+from memory import stack, versions, write
 from memory.backends.base import Backend
-from memory.clock import Deadline
-from memory.delivery import attempts, completion, deletes, lanes, reconcile, settle
-from memory.delivery.lanes import Hold, LaneLost
-from memory.delivery.settle import LOOK_TIMEOUT_SECONDS, UNRESOLVED
+from memory.delivery import attempts, completion, deletes, erasing, lanes, reconcile, settle
+from memory.delivery.lanes import Hold, JobEnded, LaneLost
+from memory.delivery.settle import UNRESOLVED
 from memory.errors import OriginError
 from memory.models import Job
 from memory.tenancy.projects import Policy, policy
@@ -34,8 +33,11 @@ def deliver(lane_id: int) -> str:
     try:
         reconcile.due(hold)
         while done < settings.LANE_SLICE_JOBS and (job := lanes.next_job(lane_id)) is not None:
-            if not _work(job, hold):
-                return "waiting"
+            try:
+                if not _work(job, hold):
+                    return "waiting"
+            except JobEnded:
+                log.info("job ended with its user", extra={"job": str(job.job_id), "outcome": "erased"})
             done += 1
     except LaneLost:
         log.warning("lane lost", extra={"lane": lane_id, "outcome": "lost"})
@@ -50,21 +52,23 @@ def deliver(lane_id: int) -> str:
 def _work(job: Job, hold: Hold) -> bool:
     """Bring one job to its end, or record when to go on; False when the lane has to wait."""
     if deletes.blocked(job):
-        return _wait(job, hold, ORDERED_SECONDS, "ordered")
+        return lanes.wait(job, hold, ORDERED_SECONDS, "ordered")
     rules = policy(job.project_id)
     backend = stack.backend(rules)
-    open_attempts = list(job.tries.filter(outcome__in=UNRESOLVED))
+    if job.kind == write.ERASE:
+        return erasing.work(job, hold, backend)
+    open_attempts = list(job.tries.filter(outcome__in=UNRESOLVED).select_related("job"))
     if open_attempts:
-        if (seconds := settle.settling(job, open_attempts)) > 0:
-            return _wait(job, hold, seconds, "settling")
+        if (seconds := settle.settling(open_attempts)) > 0:
+            return lanes.wait(job, hold, seconds, "settling")
         try:
             known = settle.resolve(job, hold, backend) or rules.on_unknown == "retry"
         except OriginError as error:
-            return _wait(job, hold, attempts.backoff(job, error), error.code)
+            return lanes.wait(job, hold, attempts.backoff(job, error), error.code)
         if not known:
             return completion.finish(job, hold, rules, reason="outcome_unknown")
-    if job.kind == write.DELETE_ALL and (unlisted := _note_touched(job, hold, backend)) is not None:
-        return _wait(job, hold, attempts.backoff(job, unlisted), unlisted.code)
+    if job.kind == write.DELETE_ALL and (unlisted := deletes.note_touched(job, hold, backend)) is not None:
+        return lanes.wait(job, hold, attempts.backoff(job, unlisted), unlisted.code)
     return _send_all(job, hold, backend, rules)
 
 
@@ -77,22 +81,9 @@ def _send_all(job: Job, hold: Hold, backend: Backend, rules: Policy) -> bool:
         if went_wrong.sent:
             return _unknown(job, hold, rules)
         if went_wrong.retryable:
-            return _wait(job, hold, attempts.backoff(job, went_wrong), went_wrong.code)
+            return lanes.wait(job, hold, attempts.backoff(job, went_wrong), went_wrong.code)
         job.failed = [*job.failed, *({"index": index, "error": str(went_wrong)} for index in part.indexes)]
     return completion.finish(job, hold, rules)
-
-
-def _note_touched(job: Job, hold: Hold, backend: Backend) -> OriginError | None:
-    """Keep whom a delete by user, agent or run touches, before it is sent (PROTOCOL B5); why that could not be told."""
-    db.release()
-    try:
-        deletes.note(job, backend.list(write.scope(job), Deadline.after(LOOK_TIMEOUT_SECONDS)))
-    except OriginError as error:
-        return error
-    with transaction.atomic():
-        lanes.assert_held(hold)
-        Job.objects.filter(pk=job.pk).update(payload=job.payload)
-    return None
 
 
 def _unknown(job: Job, hold: Hold, rules: Policy) -> bool:
@@ -101,7 +92,7 @@ def _unknown(job: Job, hold: Hold, rules: Policy) -> bool:
     No warm is asked for: the job's end does that, and an upstream in trouble need not be searched for it.
     """
     with transaction.atomic():
-        lanes.assert_held(hold)
+        lanes.assert_held(hold, job)
         moved = completion.move(job)
         Job.objects.filter(pk=job.pk).update(
             next_attempt_at=Now() + timedelta(seconds=settle.settle_seconds(job)),
@@ -112,16 +103,4 @@ def _unknown(job: Job, hold: Hold, rules: Policy) -> bool:
     if job.tries.filter(outcome__in=("unknown", "settled")).count() >= settings.JOB_ATTEMPTS:
         log.warning("attempts used up", extra={"job": str(job.job_id), "reason": "attempts_exhausted"})
         return completion.finish(job, hold, rules, reason="attempts_exhausted")
-    return False
-
-
-def _wait(job: Job, hold: Hold, seconds: float, reason: str) -> bool:
-    """Let the lane wait: an outage uses up no attempt (PROTOCOL A2)."""
-    with transaction.atomic():
-        lanes.assert_held(hold)
-        Job.objects.filter(pk=job.pk).update(
-            next_attempt_at=Now() + timedelta(seconds=seconds),
-            state="pending" if not job.results else "processing",
-            reason=reason,
-        )
     return False
