@@ -186,6 +186,7 @@ def _cached(query: Query, policy: Policy, version: Version, trip: Trip | None, w
             signals.loaded.send(sender=None, query=query, count=copy.count)
             return Answer(copy, version, "L2", stale=True, reason="eventual", age_ms=age)
     local = _lookup("L3", policy, lambda: stack.L3.get(query, version, policy))
+    metrics.count("lookups", project=policy.id, layer="L3", outcome="miss" if local is None else "hit")
     if local is None:
         return None
     entry = _dated(local, trip)

@@ -11,7 +11,7 @@ from django.urls import reverse
 from rest_framework import status
 from rest_framework.response import Response
 
-from memory import clock, erase, write
+from memory import clock, erase, metrics, write
 from memory.api import problems
 from memory.api.encoding import OPTIONS
 from memory.layers.base import public
@@ -28,7 +28,9 @@ def search(found: Recalled, began: float) -> HttpResponse:
     answer = found.answer
     meta = orjson.dumps(_meta(answer) | ({"stm": found.stm} if found.stm else {}), option=OPTIONS)
     body = b"".join((b'{"results":', found.results, b',"meta":', meta, b"}"))
-    ms = (clock.now() - began) * 1000
+    seconds = clock.now() - began
+    metrics.observe("search_seconds", seconds, layer=answer.layer)
+    ms = seconds * 1000
     headers = {
         "Cache-Status": cache_status(answer),
         "Server-Timing": f'search;dur={ms:.2f};desc="{answer.layer}"',

@@ -245,6 +245,22 @@ class Erasing(Erasure):
     status_url = _text()
 
 
+class Measured(s.Serializer[object]):
+    """One thing the watchdog measures, in the unit of its name."""
+
+    value = s.FloatField()
+    level = s.ChoiceField(choices=("ok", "look", "call"))
+
+
+class Watchdog(s.Serializer[object]):
+    """Whether anybody has to look at the service, or be called; by what is measured."""
+
+    level = s.ChoiceField(choices=("ok", "look", "call"))
+    findings = s.DictField(child=Measured())
+    lanes_held = s.IntegerField()
+    reconciles_waiting = s.IntegerField()
+
+
 class Stats(s.Serializer[object]):
     """Counters of the project over all processes; maps of a label's value to its total."""
 
@@ -261,6 +277,7 @@ class Stats(s.Serializer[object]):
     loads_joined = s.IntegerField()
     surplus_removed = s.IntegerField()
     rebuild_differences = s.IntegerField()
+    watchdog = Watchdog()
 
 
 class TierSizes(s.Serializer[object]):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from memory import metrics
+from memory import clock, metrics
 from memory.backends.base import Backend
 from memory.clock import Deadline
 from memory.errors import OriginError
@@ -123,11 +123,14 @@ class Namespaced:
     @contextmanager
     def _counted(self, kind: str) -> Iterator[None]:
         metrics.count("upstream_calls", project=self._project, kind=kind)
+        began = clock.now()
         try:
             yield
         except OriginError as error:
             metrics.count("upstream_errors", project=self._project, kind=kind, code=error.code)
             raise
+        finally:
+            metrics.observe("upstream_seconds", clock.now() - began, kind=kind)
 
     def _out(self, scope: Scope) -> Scope:
         return Scope(self._project, *(self._outer(name) for name in (scope.user_id, scope.agent_id, scope.run_id)))

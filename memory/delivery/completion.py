@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models.functions import Now
 
-from memory import db, metrics, pending, signals, stack, versions, write
+from memory import clock, db, metrics, pending, signals, stack, versions, write
 from memory.clock import Deadline
 from memory.delivery import deletes, lanes
 from memory.delivery.deletes import LOOK_TIMEOUT_SECONDS
@@ -122,6 +122,8 @@ def _complete(job: Job) -> bool:
     _left_pending(job)
     if done:
         metrics.count("jobs", project=job.project_id, kind=job.kind, outcome="completed")
+        took = (clock.wall() - job.accepted_at).total_seconds()  # two hosts' clocks, for a chart
+        metrics.observe("delivery_seconds", max(0.0, took), kind=job.kind)
     return done
 
 

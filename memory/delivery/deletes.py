@@ -7,6 +7,7 @@ notes whom it touches before it is sent, as half way through nobody could tell a
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from django.db import transaction
@@ -17,7 +18,7 @@ from memory.backends.base import Backend
 from memory.clock import Deadline
 from memory.delivery import lanes
 from memory.delivery.lanes import SENDABLE, Hold
-from memory.errors import OriginError, OriginUnavailable
+from memory.errors import OriginError, OriginNotFound, OriginUnavailable
 from memory.models import Job
 from memory.models.jobs import OPEN
 from memory.types import Listing, Pin, Scope, Stored
@@ -92,6 +93,12 @@ def call(job: Job, backend: Backend, deadline: Deadline) -> list[Stored]:
         error.sent = True
         raise
     return [Stored(memory_id, "", "DELETE") for memory_id in (job.payload or {}).get("deleted", [])]
+
+
+def one(backend: Backend, memory_id: str) -> None:
+    """Remove one memory; none there is as good. OriginError."""
+    with suppress(OriginNotFound):
+        backend.delete(memory_id, Deadline.after(LOOK_TIMEOUT_SECONDS))
 
 
 def pins(job: Job) -> list[Pin] | None:

@@ -23,7 +23,7 @@ from memory.delivery import attempts, completion, deletes, lanes, settle
 from memory.delivery.attempts import Part
 from memory.delivery.deletes import LOOK_TIMEOUT_SECONDS
 from memory.delivery.lanes import Hold
-from memory.errors import OriginError, OriginNotFound
+from memory.errors import OriginError
 from memory.models import Attempt, Erasure, Feedback, Job
 from memory.tenancy.projects import policy
 from memory.types import Memory, Pin, Scope, Version
@@ -71,7 +71,7 @@ def look_again(job: Job, hold: Hold) -> None:
         late = _of_before(job, backend.list(target, Deadline.after(LOOK_TIMEOUT_SECONDS)).memories)
         for memory in late:
             lanes.renew(hold, LOOK_TIMEOUT_SECONDS)
-            _delete(backend, memory.id)
+            deletes.one(backend, memory.id)
         if late:
             backend.forget(target, Deadline.after(LOOK_TIMEOUT_SECONDS))
     except OriginError as error:
@@ -187,13 +187,6 @@ def _mark(memory: Memory) -> uuid.UUID | None:
 
 def _filed(job: Job, memory: Memory) -> Scope:
     return Scope(job.project_id, memory.user_id, memory.agent_id, memory.run_id)
-
-
-def _delete(backend: Backend, memory_id: str) -> None:
-    try:
-        backend.delete(memory_id, Deadline.after(LOOK_TIMEOUT_SECONDS))
-    except OriginNotFound:
-        return
 
 
 def _remains(backend: Backend) -> list[str]:

@@ -11,12 +11,11 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from memory import db, metrics, stack, versions, write
-from memory.backends.base import Backend
 from memory.clock import Deadline
-from memory.delivery import attempts, completion, erasing, lanes
+from memory.delivery import attempts, completion, deletes, erasing, lanes
 from memory.delivery.deletes import LOOK_TIMEOUT_SECONDS
 from memory.delivery.lanes import Hold
-from memory.errors import OriginError, OriginNotFound
+from memory.errors import OriginError
 from memory.models import Job
 from memory.tenancy.projects import policy
 from memory.text import text_hash
@@ -33,28 +32,29 @@ def due(hold: Hold) -> None:
 
 
 def _reconcile(job: Job, hold: Hold) -> None:
-    """Remove second copies of what the job reported (PROTOCOL A7)."""
-    rules = policy(job.project_id)
-    backend = stack.backend(rules)
+    """Remove second copies of what the job reported (PROTOCOL A7). The version moves with whatever may have gone, also
+    where the look broke off (B2)."""
+    backend = stack.backend(policy(job.project_id))
     texts = [fact["text"] for fact in (job.payload or {}).get("memories", [])]
     db.release()
+    touched, again, outcome = False, None, "clean"
     try:
         found = backend.find_marked(write.scope(job), str(job.job_id), texts, Deadline.after(LOOK_TIMEOUT_SECONDS))
-        surplus = _surplus(job, found.memories)
-        for memory in surplus:
+        outcome = "clean" if found.complete else "cut"
+        for memory in _surplus(job, found.memories):
             lanes.renew(hold, LOOK_TIMEOUT_SECONDS)
-            _delete(backend, memory.id)
+            touched, outcome = True, "surplus"
+            deletes.one(backend, memory.id)
+            metrics.count("surplus_removed", project=job.project_id)
     except OriginError as error:
-        Job.objects.filter(pk=job.pk).update(reconcile_at=Now() + timedelta(seconds=attempts.backoff(job, error)))
-        return
+        again, outcome = Now() + timedelta(seconds=attempts.backoff(job, error)), "error"
     with transaction.atomic():
         lanes.assert_held(hold)
-        moved = versions.move(write.scope(job).pins(), floor=True) if surplus else []
-        if moved:
-            completion.tell(moved)
-        Job.objects.filter(pk=job.pk).update(reconcile_at=None)
+        moved = versions.move(write.scope(job).pins(), floor=True) if touched else []
+        completion.tell(moved)
+        Job.objects.filter(pk=job.pk).update(reconcile_at=again)
     versions.publish(moved)
-    metrics.count("surplus_removed", len(surplus), project=job.project_id)
+    metrics.count("reconciles", outcome=outcome)
 
 
 def _surplus(job: Job, found: Sequence[Memory]) -> list[Memory]:
@@ -73,10 +73,3 @@ def _surplus(job: Job, found: Sequence[Memory]) -> list[Memory]:
         else:
             surplus.append(memory)
     return surplus
-
-
-def _delete(backend: Backend, memory_id: str) -> None:
-    try:
-        backend.delete(memory_id, Deadline.after(LOOK_TIMEOUT_SECONDS))
-    except OriginNotFound:
-        return
