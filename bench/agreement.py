@@ -1,5 +1,5 @@
 """How far local ranking agrees with Mem0's own search: LoCoMo dev, the same memories and vectors on both sides, ours
-as L3 keeps them.
+as L3 keeps them. Mem0 is the one that the settings name, in process or over REST; over REST it must have our embedder.
 
     python -m bench.agreement            all samples: about three minutes, most of it embedding
     python -m bench.agreement conv-26    one
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import django
 
-TOP = 10
+TOP, BATCH = 10, 50
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ def ndcg(found: Sequence[int], relevant: frozenset[int]) -> float:
 
 def measure(sample: object, project: int = 0) -> Figures:
     """Store a sample's facts in the real Mem0, ask both sides every question, remove them again."""
-    from memory import embedders, rank
-    from memory.backends.mem0_sdk import Mem0SDK
+    from memory import embedders, rank, stack
     from memory.clock import Deadline
     from memory.layers import l3_rows
     from memory.layers.l1_vectors import CachedEmbedder
@@ -55,12 +54,13 @@ def measure(sample: object, project: int = 0) -> Figures:
     from tests.data import Sample
 
     assert isinstance(sample, Sample)
-    mem0, scope = Mem0SDK(), Scope(project, user_id=f"agreement-{sample.id}")
+    mem0, scope = stack.origin(), Scope(project, user_id=f"agreement-{sample.id}")
     made = embedders.get()
     assert made is not None
     embedder = CachedEmbedder(made, project)
     mem0.delete_all(scope, Deadline.after(60))
-    stored = mem0.add(scope, sample.facts, {}, None, Deadline.after(600))
+    batches = [sample.facts[start : start + BATCH] for start in range(0, len(sample.facts), BATCH)]
+    stored = [row for batch in batches for row in mem0.add(scope, batch, {}, None, Deadline.after(60))]
     try:
         places = {row.id: place for place, row in enumerate(stored)}
         kept = l3_rows.loosen(l3_rows.keep(embedder.embed(sample.facts, "passage")))
@@ -84,7 +84,6 @@ def measure(sample: object, project: int = 0) -> Figures:
             totals = [total + value for total, value in zip(totals, one, strict=True)]
     finally:
         mem0.delete_all(scope, Deadline.after(60))
-        mem0.forget(scope, Deadline.after(60))
     count = len(sample.questions)
     mean = [total / count for total in totals]
     return Figures(count, mean[0], mean[1], (mean[2], mean[3]), (mean[4], mean[5]), mean[6])

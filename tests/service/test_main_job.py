@@ -182,6 +182,25 @@ def test_after_an_extraction_is_warm_its_words_answer_without_mem0(live):
     assert calls(live) == before
 
 
+@pytest.mark.timeout(120)
+def test_a_server_that_embeds_through_memsvc_pays_once_for_one_text(live, upstream):
+    if not isinstance(upstream, RealMem0):
+        pytest.skip("only the real server embeds over HTTP")
+    user, question = fresh_user(), f"Which instrument has the number {uuid.uuid4().hex}?"
+    add(live, user, ["Dan plays the oboe."], wait="stored")
+
+    def embeddings() -> Counter[str]:
+        return Counter(live.call("GET", "/api/v1/stats").json()["embeddings"])
+
+    before = embeddings()
+    for _ in range(5):
+        body = {"query": question, "filters": {"user_id": user}}
+        reply = requests.post(f"{upstream.url}/search", json=body, headers={"X-API-Key": upstream.key}, timeout=60)
+        assert [row["memory"] for row in reply.json()["results"]] == ["Dan plays the oboe."]
+    eventually(lambda: (embeddings() - before)["hit"] >= 4)
+    assert (embeddings() - before)["computed"] == 1
+
+
 def sessions_by_process(live: Live) -> dict[str, requests.Session]:
     """A kept connection to each web process."""
     found: dict[str, requests.Session] = {}
