@@ -30,7 +30,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _halves() -> int:
-    """All tests, as two runs side by side, told one after the other: those of whole services wait more than they work."""
+    """All tests, as two runs side by side, told one after the other: those of services wait more than they work."""
     with tempfile.TemporaryFile("w+") as told:
         command = [sys.executable, "-m", "memsvc.embedded", "test", "--", *SERVICE]
         other = subprocess.Popen(command, stdout=told, stderr=subprocess.STDOUT)
