@@ -114,7 +114,7 @@ def upstream(code: str = "unknown") -> Refused:
 
 
 class CountingEmbedder:
-    """The real embedder in the form Mem0 calls it."""
+    """The real embedder in the form Mem0 calls it. As over HTTP, it is not told what is a question."""
 
     def __init__(self) -> None:
         from memory.embedders.local import make
@@ -127,9 +127,8 @@ class CountingEmbedder:
 
     def embed_batch(self, texts: list[str], memory_action: str = "add") -> list[list[float]]:
         self.texts += len(texts)
-        action = "search" if memory_action == "search" else "passage"
         # The model sees 512 tokens; its tokenizer would take a minute over what lies beyond.
-        return self._embedder.embed([text[:SEEN] for text in texts], action).tolist()  # type: ignore[no-any-return]
+        return self._embedder.embed([text[:SEEN] for text in texts], "symmetric").tolist()  # type: ignore[no-any-return]
 
 
 class EchoLLM:

@@ -31,6 +31,7 @@ class CachedEmbedder:
     def __init__(self, embedder: Embedder, project: int) -> None:
         self.name = embedder.name
         self.dimensions = embedder.dimensions
+        self.symmetric = embedder.symmetric
         self.project = project
         self._embedder = embedder
         self._secret = hmac.digest(settings.SECRET_KEY.encode(), b"memsvc.l1", "sha256")
@@ -58,7 +59,7 @@ class CachedEmbedder:
     def key(self, text: str, action: Action) -> str:
         """The key of one text's vector (PROTOCOL C6: with the project, and nothing of the text can be read from it)."""
         digest = hmac.digest(self._secret, nfc(text).encode(errors="surrogatepass"), "sha256")[:16].hex()
-        return keys.vector(self.project, self.name, self.dimensions, action, digest)
+        return keys.vector(self.project, self.name, self.dimensions, "symmetric" if self.symmetric else action, digest)
 
     def _lookup(self, names: Mapping[str, str]) -> dict[str, Vectors]:
         found: dict[str, Vectors] = {}
