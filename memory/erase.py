@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import IntegrityError, transaction
+from django.db.models import Q
 from django.db.models.functions import Now
 
 from memory import embedders, keys, pending, signals, versions, write
@@ -172,7 +174,8 @@ def _begin(made: Write, policy: Policy, lane: int) -> Erasure:
     """The tombstone, and what it ends, in the caller's transaction."""
     user = made.scope.pin
     before = Job.objects.filter(lane_id=lane).exclude(kind=ERASE)
-    texts = list(_written(before))
+    lately = Q(completed_at=None) | Q(completed_at__gt=Now() - timedelta(seconds=settings.L1_TTL_SECONDS))
+    texts = list(_written(before.filter(lately)))  # vectors of earlier ones have expired
     removed, vectors = forget(user, sessions=True)
     removed["jobs"] = before.filter(state__in=UNFINISHED).count()
     gone: dict[str, Any] = {"payload": None, "payload_bytes": 0, "results": [], "failed": [], "error": ""}
