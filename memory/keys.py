@@ -57,9 +57,9 @@ def result(pin: Pin, generation: int, fingerprint: str) -> str:
     return f"{tag(pin, generation)}:q:{fingerprint}"
 
 
-def flight(pin: Pin, generation: int, fingerprint: str) -> str:
-    """The short lease of the process that loads this query."""
-    return f"{tag(pin, generation)}:f:{fingerprint}"
+def flight(pin: Pin, generation: int, fingerprint: str, version: int) -> str:
+    """The lease of the process that loads this query at this version."""
+    return f"{tag(pin, generation)}:f:{fingerprint}:{version}"
 
 
 def vector(project: int, model: str, dimensions: int, action: str, digest: str) -> str:

@@ -6,6 +6,7 @@ PostgreSQL and both Valkeys are real and private to the run (`make test`); witho
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +18,10 @@ from django.conf import settings
 import memsvc.celery  # noqa: F401 - tests send tasks
 from memory.types import Scope
 from memsvc.embedded.home import Home
+from memsvc.embedded.process import Record, parent
 from memsvc.embedded.services import Services
 from tests.fake_mem0 import FakeMem0
-from tests.live import Live
+from tests.live import Live, process_kill
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -97,6 +99,64 @@ def dead_redis(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(client, "_down_until", 0.0)
     yield
     client.cache.cache_clear()
+
+
+class Stopped:
+    """A server of this run whose clock is stopped: it accepts connections and says nothing."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._pids: list[int] = []
+
+    def stop(self) -> None:
+        """Stop it and every process of its own. The parent first: it starts none meanwhile."""
+        self._signal(self._record.pid)
+        for folder in Path("/proc").glob("[0-9]*"):
+            if parent(int(folder.name)) == self._record.pid:
+                self._signal(int(folder.name))
+
+    def resume(self) -> None:
+        """Let it go on."""
+        while self._pids:
+            process_kill(self._pids.pop(), signal.SIGCONT)
+
+    def _signal(self, pid: int) -> None:
+        self._pids.append(pid)
+        process_kill(pid, signal.SIGSTOP)
+
+
+def _stopped(name: str, home: Path) -> Iterator[Stopped]:
+    record = Record.read(home / "run" / f"{name}.pid")
+    assert record
+    stopped = Stopped(record)
+    yield stopped
+    stopped.resume()
+
+
+@pytest.fixture
+def postgres_stopped(home: Path, transactional_db: None) -> Iterator[Stopped]:
+    """PostgreSQL to stop and resume; it goes on before the test's rows are removed."""
+    yield from _stopped("postgres", home)
+
+
+@pytest.fixture
+def cache_stopped(home: Path, redis: redis_client.Redis) -> Iterator[Stopped]:
+    """CACHE, likewise."""
+    yield from _stopped("cache", home)
+
+
+@pytest.fixture
+def postgres_dead(transactional_db: None) -> Iterator[None]:
+    """PostgreSQL as a process sees it while it is down: nothing listens at its address."""
+    from django.db import connection
+
+    connection.close()
+    before = connection.settings_dict["HOST"]
+    connection.settings_dict["HOST"] = "/nonexistent"
+    yield
+    connection.close()
+    connection.close_pool()
+    connection.settings_dict["HOST"] = before
 
 
 @pytest.fixture

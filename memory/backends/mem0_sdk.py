@@ -20,7 +20,7 @@ from django.conf import settings
 from django.db import connection as django_connection
 from psycopg2 import sql
 
-from memory import embedders
+from memory import db, embedders
 from memory.backends import filters, forms
 from memory.backends.mem0_postgres import Call, Connections, History, current, prepare
 from memory.clock import Deadline
@@ -41,6 +41,8 @@ PGVECTOR = (0, 8)
 LIST_ROWS = 100_000
 """Rows of one listing; a longer one says that it is cut."""
 DEFAULT_THRESHOLD = 0.1
+SILENCE_SECONDS = 0.25
+"""After a deadline: PostgreSQL's own word that it ended a statement keeps the connection."""
 
 
 class Mem0SDK:
@@ -240,7 +242,9 @@ def _call(deadline: Deadline, project: int | None = None, *, write: bool = False
     call = Call(deadline, project)
     token = current.set(call)
     try:
-        yield call
+        # The server ends its statements at the deadline itself; one that has stopped does not.
+        with db.patience(until=deadline.at + SILENCE_SECONDS):
+            yield call
     except OriginError as error:
         error.sent = write and call.touched
         raise
