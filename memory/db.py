@@ -19,7 +19,7 @@ def release() -> None:
 
 
 def patience(seconds: float = inf, until: float = inf) -> AbstractContextManager[None]:
-    """Within it PostgreSQL may be silent for so many seconds, and nothing waits for it after `until` (`clock.now()`)."""
+    """Within it PostgreSQL may be silent for so many seconds, and nothing waits for it after `until` (on `clock`)."""
     # Of our own backend, which memory may not import.
     return cast("AbstractContextManager[None]", connection.patience(seconds, until))  # type: ignore[attr-defined]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor, wait
 from concurrent.futures import Future as Running
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache as once
 
 from memory import db

@@ -145,18 +145,35 @@ def cache_stopped(home: Path, redis: redis_client.Redis) -> Iterator[Stopped]:
     yield from _stopped("cache", home)
 
 
-@pytest.fixture
-def postgres_dead(transactional_db: None) -> Iterator[None]:
-    """PostgreSQL as a process sees it while it is down: nothing listens at its address."""
-    from django.db import connection
+class Dead:
+    """PostgreSQL as this process sees it while it is down: nothing listens at its address."""
 
-    connection.close()
-    before = connection.settings_dict["HOST"]
-    connection.settings_dict["HOST"] = "/nonexistent"
-    yield
-    connection.close()
-    connection.close_pool()
-    connection.settings_dict["HOST"] = before
+    host = ""
+
+    def stop(self) -> None:
+        """From now on."""
+        self._move("/nonexistent")
+
+    def resume(self) -> None:
+        """It is back."""
+        if self.host:
+            self._move(self.host)
+
+    def _move(self, host: str) -> None:
+        from django.db import connection
+
+        connection.close()
+        connection.close_pool()
+        self.host, connection.settings_dict["HOST"] = connection.settings_dict["HOST"], host
+
+
+@pytest.fixture
+def postgres_dead(transactional_db: None) -> Iterator[Dead]:
+    """PostgreSQL to take away from this process; it is back before the test's rows are removed."""
+    dead = Dead()
+    yield dead
+    if dead.host != "/nonexistent":
+        dead.resume()
 
 
 @pytest.fixture

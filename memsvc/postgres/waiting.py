@@ -1,8 +1,9 @@
 """No wait for PostgreSQL is without end.
 
-libpq waits as long as a connection stands, and to a server that is stopped or cut off it stands for minutes or for ever.
+libpq waits as long as a connection stands, and to a server that is stopped or cut off it stands for minutes or hours.
 psycopg2's wait callback brings every wait of this process here, and each ends at the earliest of: what its connection
-allows, what the work in hand allows, and the moment at which that work is of no use any more. psycopg2 a connection whose wait has failed, so that nobody reads an abandoned statement's answer.
+allows, what the work in hand allows, and the moment at which that work is of no use any more. psycopg2 closes a
+connection whose wait has failed, so that nobody reads an abandoned statement's answer.
 """
 
 from __future__ import annotations

@@ -13,13 +13,18 @@ from typing import Any
 import pytest
 import redis as redis_client
 from django.conf import settings as configured
+from django.db import Error as DatabaseError
 from django.db import connection
 
-from memory import clock, keys, redis_client as client, refreshing, stack, versions
+from memory import clock, keys, refreshing, stack, upkeep, versions
+from memory import redis_client as client
 from memory.models import Job
 from memory.tenancy import keys as api_keys
 from memory.tenancy import projects
-from memory.types import Pin, Query
+from memory.types import Pin, Scope
+from memsvc.embedded.process import Record
+from tests.conftest import Stopped
+from tests.live import eventually
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -87,16 +92,13 @@ def later(seconds: float, monkeypatch) -> None:
 
 
 @pytest.fixture(params=["dead", "stalled"])
-def postgres_away(request: pytest.FixtureRequest, worker: None) -> Callable[[], None]:
-    """To be called when everything is in place: from then on PostgreSQL is away."""
-    if request.param == "stalled":
-        return request.getfixturevalue("postgres_stopped").stop  # type: ignore[no-any-return]
-    dead = request.getfixturevalue("postgres_dead")
-    return dead  # type: ignore[no-any-return]
+def postgres(request: pytest.FixtureRequest, worker: None) -> Any:
+    """PostgreSQL, to be stopped when everything is in place."""
+    return request.getfixturevalue("postgres_dead" if request.param == "dead" else "postgres_stopped")
 
 
-def test_without_postgresql_l0_and_l2_answer_for_the_rest_of_a_lease(api, known, postgres_away, monkeypatch):
-    postgres_away()
+def test_without_postgresql_l0_and_l2_answer_for_the_rest_of_a_lease(api, known, postgres, monkeypatch):
+    postgres.stop()
     assert labels(search(api)) == ("L0", False, False, None)
     stack.L0.held.clear()
     assert labels(search(api)) == ("L2", False, False, None)
@@ -105,8 +107,8 @@ def test_without_postgresql_l0_and_l2_answer_for_the_rest_of_a_lease(api, known,
     assert labels(search(api))[1:] == (False, False, None)
 
 
-def test_without_postgresql_and_lease_strict_asks_mem0_and_fills_nothing(api, known, postgres_away, monkeypatch, mem0):
-    postgres_away()
+def test_without_postgresql_and_lease_strict_asks_mem0_and_fills_nothing(api, known, postgres, monkeypatch, mem0):
+    postgres.stop()
     later(configured.VERSION_LEASE_SECONDS + 1, monkeypatch)
     asked = mem0.calls.count("search")
     for _ in range(2):
@@ -115,10 +117,10 @@ def test_without_postgresql_and_lease_strict_asks_mem0_and_fills_nothing(api, kn
     assert labels(search(api, consistency="eventual"))[:3] == ("L4", False, False)
 
 
-def test_b9_without_postgresql_others_get_the_copy_only_while_its_floor_is_known(api, known, postgres_away, monkeypatch):
+def test_b9_without_postgresql_others_get_the_copy_only_while_its_floor_is_known(api, known, postgres, monkeypatch):
     """The lease of the pin's version ends before the process has given up the project's generation."""
     search(api)
-    postgres_away()
+    postgres.stop()
     redis_client.Redis.from_url(configured.REDIS_URL).delete(keys.version(ann(), 1), keys.pending(ann(), 1))
     later(1.5, monkeypatch)
     answer = search(api, consistency="eventual")
@@ -131,10 +133,10 @@ def test_b9_without_postgresql_others_get_the_copy_only_while_its_floor_is_known
 
 
 def test_b9_without_postgresql_and_mem0_the_copy_is_served_as_long_and_then_503(
-    api, known, postgres_away, monkeypatch, mem0
+    api, known, postgres, monkeypatch, mem0
 ):
     search(api)
-    postgres_away()
+    postgres.stop()
     mem0.down = True
     redis_client.Redis.from_url(configured.REDIS_URL).delete(keys.version(ann(), 1), keys.pending(ann(), 1))
     assert labels(search(api)) == ("L0", True, True, "origin_unavailable")
@@ -144,23 +146,23 @@ def test_b9_without_postgresql_and_mem0_the_copy_is_served_as_long_and_then_503(
     assert int(refused["Retry-After"]) >= 1
 
 
-def test_without_postgresql_writes_are_503_and_nothing_is_half_written(api, known, postgres_away, request):
+def test_without_postgresql_writes_are_503_and_nothing_is_half_written(api, known, postgres):
     jobs = Job.objects.count()
-    postgres_away()
+    postgres.stop()
     for _ in range(2):
         began = clock.now()
         response = api.add("coffee", wait="none")
         assert (response.status_code, response.json()["code"]) == (503, "database_unavailable")
         assert int(response["Retry-After"]) >= 1
         assert clock.now() - began < 2 * PATIENCE + 0.5
-    back(request)
+    back(postgres)
     assert Job.objects.count() == jobs
     assert api.add("coffee").status_code == 200
     assert sorted(texts(search(api))) == ["coffee", "tea"]
 
 
-def test_an_outage_of_postgresql_costs_a_process_one_wait_and_not_one_a_request(api, known, postgres_away):
-    postgres_away()
+def test_an_outage_of_postgresql_costs_a_process_one_wait_and_not_one_a_request(api, known, postgres):
+    postgres.stop()
     api_keys.forget()
     began = clock.now()
     refused = [api.get("/stats") for _ in range(20)]
@@ -168,14 +170,9 @@ def test_an_outage_of_postgresql_costs_a_process_one_wait_and_not_one_a_request(
     assert clock.now() - began < 2 * PATIENCE + 1
 
 
-def back(request: pytest.FixtureRequest) -> None:
+def back(postgres: Any) -> None:
     """PostgreSQL is there again."""
-    from tests.live import eventually
-
-    if "postgres_stopped" in request.fixturenames or "stalled" in request.node.name:
-        request.getfixturevalue("postgres_stopped").resume()
-    else:
-        request.getfixturevalue("postgres_dead").back()
+    postgres.resume()
     eventually(_answers)
     api_keys.forget()
     projects.forget()
@@ -185,7 +182,7 @@ def _answers() -> bool:
     try:
         connection.close()
         return Job.objects.count() >= 0
-    except Exception:  # whatever it says, it is not back
+    except DatabaseError:
         return False
 
 
@@ -216,8 +213,7 @@ def redis_away(request: pytest.FixtureRequest, monkeypatch) -> Iterator[Callable
 def test_without_redis_l0_answers_with_the_version_from_postgresql(api, known, redis_away, mem0):
     redis_away()
     assert labels(search(api)) == ("L0", False, False, None)
-    with_version = versions.move([ann()])
-    assert with_version
+    versions.move([ann()])
     mem0.store(scope(), "coffee")
     answer = search(api)
     assert (meta(answer)["layer"], sorted(texts(answer))) == ("L4", ["coffee", "tea"])
@@ -230,15 +226,11 @@ def test_without_redis_writes_are_accepted_and_delivered(api, known, redis_away,
     response = api.add("coffee", wait="none")
     assert response.status_code == 202
     assert clock.now() - began < 2
-    from tests.live import eventually
-
     eventually(lambda: "coffee" in mem0.texts("ann"))
     assert sorted(texts(search(api))) == ["coffee", "tea"]
 
 
 def scope():
-    from memory.types import Scope
-
     return Scope(ann().project, "ann")
 
 
@@ -258,11 +250,7 @@ def test_a_connection_to_redis_whose_call_was_abandoned_is_never_used_again(redi
 # -- BROKER -----------------------------------------------------------------------------------------------------------
 
 
-def test_without_broker_writes_are_accepted_at_once_and_the_sweeper_hands_them_over(api, mem0, home, request):
-    from memory import upkeep
-    from tests.conftest import Stopped
-    from memsvc.embedded.process import Record
-
+def test_without_broker_writes_are_accepted_at_once_and_the_sweeper_hands_them_over(api, mem0, home):
     broker = Stopped(Record.read(home / "run" / "broker.pid"))
     broker.stop()
     try:
@@ -345,6 +333,4 @@ def test_without_mem0_writes_are_accepted_and_delivered_in_order_when_it_is_back
         assert api.add(f"fact {n}", wait="none").status_code == 202
     assert [one["memory"] for one in search(api).json().get("results", [])] == []
     mem0.down = False
-    from tests.live import eventually
-
     eventually(lambda: mem0.texts("ann") == ["fact 0", "fact 1", "fact 2"])
