@@ -39,10 +39,11 @@ _flying: dict[Hashable, Future[Any]] = {}
 _lock = threading.Lock()
 
 
-def join(key: Hashable, load: Callable[[], T], deadline: Deadline) -> tuple[T, bool]:
+def join(key: Hashable, load: Callable[[], T], deadline: Deadline, project: int = 0) -> tuple[T, bool]:
     """The outcome of `load` or of the one already under way for `key` in this process, and whether this call led it.
 
     Followers share the leader's error, but not its lack of time. OriginTimeout for one whose own deadline passes.
+    Joining is counted for the project.
     """
     while True:
         with _lock:
@@ -52,7 +53,7 @@ def join(key: Hashable, load: Callable[[], T], deadline: Deadline) -> tuple[T, b
                 flight = _flying[key] = Future()
         if leads:
             return _lead(key, flight, load), True
-        metrics.count("loads_joined")
+        metrics.count("loads_joined", project=project)
         try:
             return flight.result(timeout=deadline.remaining()), False
         except NotDone as error:
@@ -63,7 +64,12 @@ def join(key: Hashable, load: Callable[[], T], deadline: Deadline) -> tuple[T, b
 
 
 def across(
-    lease: str, result: str, found: Callable[[bytes], T | None], load: Callable[[], T], deadline: Deadline
+    lease: str,
+    result: str,
+    found: Callable[[bytes], T | None],
+    load: Callable[[], T],
+    deadline: Deadline,
+    project: int = 0,
 ) -> tuple[T, bool]:
     """The outcome of `load` in whichever process holds `lease`, and whether it was this one.
 
@@ -88,7 +94,7 @@ def across(
                 _land(lease, token)
         if not joined:
             joined = True
-            metrics.count("loads_joined")
+            metrics.count("loads_joined", project=project)
         if deadline.passed:
             raise OriginTimeout("another process is still at an identical search")
         _pause.wait(min(deadline.remaining(), LOOK_SECONDS * random.uniform(0.5, 1.5)))  # noqa: S311

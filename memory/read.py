@@ -258,7 +258,8 @@ def _load(
     with bulkhead.waiting():
         if not shared:
             return Answer(ask(), version, "L4", upstream_calls=1)
-        (entry, here), led = flights.join((query, version.number, policy.generation), ask_once, deadline)
+        key = (query, version.number, policy.generation)
+        (entry, here), led = flights.join(key, ask_once, deadline, policy.id)
     return Answer(entry, version, "L4", upstream_calls=int(led and here))
 
 

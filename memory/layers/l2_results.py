@@ -135,7 +135,9 @@ class ResultLayer:
 
         pin = query.scope.pin
         lease = keys.flight(pin, generation, query.fingerprint, version)
-        return flights.across(lease, keys.result(pin, generation, query.fingerprint), landed, load, deadline)
+        return flights.across(
+            lease, keys.result(pin, generation, query.fingerprint), landed, load, deadline, pin.project
+        )
 
     def _unpack(self, query: Query, generation: int, stored: bytes) -> Entry | None:
         try:
