@@ -36,7 +36,7 @@ def home() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _forgetful() -> None:
+def _forgetful() -> Iterator[None]:
     """No test sees what another left in this process's memory. What was never imported remembers nothing."""
     for name in ("memory.tenancy.projects", "memory.tenancy.keys", "memory.tenancy.limits"):
         if module := sys.modules.get(name):
@@ -45,6 +45,9 @@ def _forgetful() -> None:
         sessions.forget()
     if stack := sys.modules.get("memory.stack"):
         stack.L0.held.clear()
+    yield
+    if refreshing := sys.modules.get("memory.refreshing"):
+        refreshing.settle()
 
 
 @pytest.fixture
