@@ -72,6 +72,16 @@ def rate(key: int) -> str:
     return f"{PREFIX}:{{rate.{key}}}"
 
 
+def upstream_rate(name: str) -> str:
+    """How often an upstream has been asked lately, by all processes."""
+    return f"{PREFIX}:{{upstream.{quote(name, safe='')}}}:rate"
+
+
+def upstream_places(name: str) -> str:
+    """The calls to an upstream that are under way."""
+    return f"{PREFIX}:{{upstream.{quote(name, safe='')}}}:places"
+
+
 def breaker(name: str) -> str:
     """The state of a circuit breaker shared by all processes."""
     return f"{PREFIX}:{{breaker.{quote(name, safe='')}}}"

@@ -21,7 +21,7 @@ from django.db import connection as django_connection
 from psycopg2 import sql
 
 from memory import db, embedders
-from memory.backends import filters, forms
+from memory.backends import filters, forms, gate
 from memory.backends.mem0_postgres import Call, Connections, History, current, prepare
 from memory.clock import Deadline
 from memory.embedders.base import Action, Embedder
@@ -239,6 +239,12 @@ def _call(deadline: Deadline, project: int | None = None, *, write: bool = False
     """Around a use of Mem0: whatever it raises leaves as an OriginError that holds no text."""
     if deadline.passed:
         raise OriginTimeout("the deadline passed before Mem0 was asked")
+    with gate.of(Mem0SDK.name).passing(deadline), _within(deadline, project, write=write) as call:
+        yield call
+
+
+@contextmanager
+def _within(deadline: Deadline, project: int | None, *, write: bool) -> Iterator[Call]:
     call = Call(deadline, project)
     token = current.set(call)
     try:
