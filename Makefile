@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or 3.12; everything else comes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help up demo test conformance bench-stall bench-outage bench-agreement lint fmt clean
+.PHONY: help up demo test conformance chaos bench-stall bench-outage bench-agreement lint fmt clean
 
 PYTHON := .venv/bin/python
 INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -27,6 +27,9 @@ conformance: ## Mem0's own clients against a running service; writes what they s
 	@$(INSTALL) dev
 	$(PYTHON) -m tests.clients.environments
 	MEMSVC_WRITE_TABLE=1 $(PYTHON) -m memsvc.embedded test -- tests/clients -q
+
+chaos: ## the whole service under random faults; CHAOS_RUNS and SEED choose how many and which
+	@$(INSTALL) dev && exec $(PYTHON) -m tests.chaos $(ARGS)
 
 bench-stall: ## cached hits while Mem0 stands still, beside the same hits in quiet
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.stall $(ARGS)

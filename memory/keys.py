@@ -57,9 +57,9 @@ def result(pin: Pin, generation: int, fingerprint: str) -> str:
     return f"{tag(pin, generation)}:q:{fingerprint}"
 
 
-def flight(pin: Pin, generation: int, fingerprint: str) -> str:
-    """The short lease of the process that loads this query."""
-    return f"{tag(pin, generation)}:f:{fingerprint}"
+def flight(pin: Pin, generation: int, fingerprint: str, version: int) -> str:
+    """The lease of the process that loads this query at this version."""
+    return f"{tag(pin, generation)}:f:{fingerprint}:{version}"
 
 
 def vector(project: int, model: str, dimensions: int, action: str, digest: str) -> str:
@@ -91,6 +91,16 @@ def named(pin: Pin) -> tuple[str, str]:
 def rate(key: int) -> str:
     """The token bucket of an API key."""
     return f"{PREFIX}:{{rate.{key}}}"
+
+
+def upstream_rate(name: str) -> str:
+    """How often an upstream has been asked lately, by all processes."""
+    return f"{PREFIX}:{{upstream.{quote(name, safe='')}}}:rate"
+
+
+def upstream_places(name: str) -> str:
+    """The calls to an upstream that are under way."""
+    return f"{PREFIX}:{{upstream.{quote(name, safe='')}}}:places"
 
 
 def breaker(name: str) -> str:

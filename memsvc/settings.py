@@ -74,6 +74,15 @@ BREAKER_FAILURES = env.integer("BREAKER_FAILURES", 5, least=1)
 BREAKER_WINDOW_SECONDS = env.seconds("BREAKER_WINDOW_SECONDS", 10, least=0.1)
 BREAKER_OPEN_SECONDS = env.seconds("BREAKER_OPEN_SECONDS", 1, least=0.01)
 BREAKER_OPEN_MAX_SECONDS = env.seconds("BREAKER_OPEN_MAX_SECONDS", 10, least=0.01)
+# All processes together ask Mem0 at most so many times a second, and so many at a time; 0: no limit. After an outage
+# both begin at a tenth and rise for so many seconds.
+UPSTREAM_CALLS_PER_SECOND = env.integer("UPSTREAM_CALLS_PER_SECOND", 200)
+UPSTREAM_CONCURRENCY = env.integer("UPSTREAM_CONCURRENCY", 64)
+UPSTREAM_RAMP_SECONDS = env.seconds("UPSTREAM_RAMP_SECONDS", 10)
+# Processes that share these limits evenly while CACHE is away; 0: those of one machine.
+UPSTREAM_PROCESSES = env.integer("UPSTREAM_PROCESSES", 0)
+# Calls to Mem0 over REST that may be made again, in hundredths of all.
+UPSTREAM_RETRY_PERCENT = env.integer("UPSTREAM_RETRY_PERCENT", 10, most=100)
 # Connections to PostgreSQL that one process's embedded Mem0 has of its own.
 MEM0_CONNECTIONS = env.integer("MEM0_CONNECTIONS", 4, least=1)
 MEM0_COLLECTION = env.text("MEM0_COLLECTION", "mem0_memories")

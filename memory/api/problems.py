@@ -55,6 +55,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "origin_error": (502, "Mem0 failed"),
     "origin_unavailable": (503, "Mem0 cannot be reached"),
     "origin_rate_limited": (503, "Mem0 asks for a pause"),
+    "origin_busy": (503, "Mem0 is asked as often as it may be"),
     "overloaded": (503, "Too many requests are waiting"),
     "database_unavailable": (503, "PostgreSQL cannot be reached"),
     "owner_unknown": (503, "Nobody can tell now whose memory this is"),

@@ -224,6 +224,15 @@ class Invalidated(s.Serializer[object]):
     version = _text()
 
 
+class Upstream(s.Serializer[object]):
+    """How calls to Mem0 stand now, over all processes; `retries_left` is the answering process's own."""
+
+    breaker = s.ChoiceField(choices=["closed", "open", "half_open"], allow_null=True)
+    in_flight = s.IntegerField()
+    open_percent = s.IntegerField(help_text="Part of the limits that is open: it rises after an outage.")
+    retries_left = s.IntegerField(allow_null=True)
+
+
 class Erasure(s.Serializer[object]):
     """The erase of a user: a receipt once completed. `removed` counts, `remains` names what nobody could remove."""
 
@@ -274,6 +283,7 @@ class Stats(s.Serializer[object]):
     lookups = s.DictField(child=s.DictField(child=s.IntegerField()))
     degraded = s.DictField(child=s.IntegerField())
     attempts = s.DictField(child=s.IntegerField())
+    upstream = Upstream()
     loads_joined = s.IntegerField()
     surplus_removed = s.IntegerField()
     rebuild_differences = s.IntegerField()

@@ -9,7 +9,7 @@ from django.db.models import Count
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from memory import upkeep, watchdog
+from memory import stack, upkeep, watchdog
 from memory.api import bodies
 from memory.api import serializers as shown
 from memory.api.documented import operation
@@ -45,6 +45,7 @@ def report(project_id: int) -> dict[str, Any]:
         "warms": _by(totals, "warms", "outcome"),
         "jobs": dict.fromkeys(shown.STATES, 0) | dict(states),
         "lookups": _lookups(totals),
+        "upstream": stack.upstream(),
         "degraded": _by(totals, "degraded", "reason"),
         "attempts": _by(totals, "attempts", "outcome"),
         **{name: sum(totals.get(name, {}).values()) for name in _PLAIN},

@@ -43,15 +43,15 @@ class LocalEmbedder:
 
     @property
     def symmetric(self) -> bool:
-        """As EMBEDDER_SYMMETRIC says."""
+        """As EMBEDDER_SYMMETRIC says; L1 asks for "symmetric" then."""
         return bool(settings.EMBEDDER_SYMMETRIC)
 
     def embed(self, texts: Sequence[str], action: Action) -> Vectors:
-        """An array of shape (len(texts), 384). Texts all alike carry the query prefix, as the model's authors ask. Of a
-        long text the beginning is read."""
+        """An array of shape (len(texts), 384). "symmetric" texts carry the query prefix, as the model's authors ask. Of
+        a long text the beginning is read."""
         try:
             read = [text[:READ_CHARACTERS] for text in texts]
-            vectors = self._engine.encode(read, is_query=self.symmetric or action != "passage")
+            vectors = self._engine.encode(read, is_query=action != "passage")
         except UnicodeEncodeError:
             raise EmbedderError("a text is not valid Unicode") from None
         return np.asarray(vectors, dtype=np.float32)
