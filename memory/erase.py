@@ -163,7 +163,7 @@ def receipt(erasure: Erasure) -> dict[str, Any]:
 def _under_way(user: Pin, lane: int) -> Erasure | None:
     """The erase that has not emptied Mem0 yet, unless something was accepted after it."""
     last = Job.objects.filter(lane_id=lane).order_by("number").last()
-    if last is None or last.kind != ERASE or last.state == "completed":
+    if last is None or last.state == "completed":
         return None
     if Session.objects.filter(project_id=user.project, user_id=user.id).exists():
         return None
