@@ -26,7 +26,7 @@ test: ## run all tests on private PostgreSQL and Valkey; make test ARGS="-k warm
 conformance: ## Mem0's own clients against a running service; writes what they say into docs/compatibility.md
 	@$(INSTALL) dev
 	$(PYTHON) -m tests.clients.environments
-	MEMSVC_WRITE_TABLE=1 $(PYTHON) -m memsvc.embedded test -- tests/clients -q
+	MEMSVC_WRITE_TABLE=1 $(PYTHON) -m memsvc.embedded test -- tests/clients -q -p no:randomly $(ARGS)
 
 bench-stall: ## cached hits while Mem0 stands still, beside the same hits in quiet
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.stall $(ARGS)
