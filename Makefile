@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or 3.12; everything else comes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help up demo test conformance bench-stall bench-agreement lint fmt clean
+.PHONY: help up demo test conformance bench-stall bench-agreement lint audit fmt clean
 
 PYTHON := .venv/bin/python
 INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -40,6 +40,12 @@ lint: ## what CI checks beside the tests
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
+
+audit: ## bandit over the code, and known vulnerabilities of every installed package; needs PyPI's advisories
+	@$(INSTALL) dev
+	$(PYTHON) -m bandit -q -c pyproject.toml -r memsvc memory cachewarm
+	@test -x .audit/bin/pip-audit || { $(PYTHON) -m venv .audit && .audit/bin/pip install -q pip-audit==2.10.1; }
+	$(PYTHON) .ci/audit.py .audit/bin/pip-audit
 
 fmt: ## format the code
 	@$(INSTALL) dev

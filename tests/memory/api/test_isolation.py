@@ -1,18 +1,22 @@
 """G1 over every route there is: they are found in the URL configuration, and one without a rule here fails.
 
 A project's calls neither see, change nor count what another project holds, and an id of another project's is answered
-as one that does not exist, at the same price.
+as one that does not exist, at the same price. What is sent and what is secret is told by no log, error or page.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 from django.apps import apps
+from django.contrib import admin
+from django.contrib.auth.models import User
 from django.db import connection
 from django.http import HttpResponse
 from django.test import Client
@@ -21,16 +25,18 @@ from django.urls import URLPattern, URLResolver, get_resolver
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from memory import stack
+from memory import delivery, stack
 from memory.api import mem0_forms
 from memory.clock import Deadline
-from memory.models import Project
+from memory.logs import JSONFormatter
+from memory.models import Job, Project
 from memory.tenancy import keys, projects
 from memory.types import Scope
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 USERS = ("ann", "ben")
+CANARY = "a-canary-sings"
 FORMS = {
     "memory_id": "00000000-0000-4000-8000-00000000000{}",
     "job_id": "00000000-0000-4000-8000-00000000000{}",
@@ -166,9 +172,12 @@ class Tenant:
 
     def send(self, method: str, path: str, body: Any = None, key: str = "all") -> HttpResponse:
         """One request."""
-        content = b"" if body is None else json.dumps(body).encode()
-        kind = "" if body is None else "application/json"
+        return self.raw(method, path, b"" if body is None else json.dumps(body).encode(), key)
+
+    def raw(self, method: str, path: str, content: bytes, key: str = "all") -> HttpResponse:
+        """The same, with any bytes for a body."""
         headers = {"X-API-Key": self.keys[key], "X-Request-ID": "same"} if key else {}
+        kind = "application/json" if content else ""
         return Client(raise_request_exception=False).generic(method, path, content, kind, headers=headers)
 
     def call(self, call: Call, ids: Mapping[str, str], key: str = "all") -> HttpResponse:
@@ -272,6 +281,61 @@ def test_every_route_asks_for_its_scope(filled):
             refused = filled[0].call(call, ids, scope)
             missing = refused.status_code == 403 and b"missing_scope" in refused.content
             assert missing == (call[0] not in (ANY, scope)), (call, scope)
+
+
+# -- what must not be told --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logged() -> Iterator[io.StringIO]:
+    """Every line of the log, as it is written in production."""
+    told = io.StringIO()
+    handler = logging.StreamHandler(told)
+    handler.setFormatter(JSONFormatter())
+    logging.getLogger().addHandler(handler)
+    yield told
+    logging.getLogger().removeHandler(handler)
+
+
+@pytest.fixture
+def secrets(filled: list[Tenant], settings: Any) -> list[str]:
+    """Everything that nobody may read again."""
+    named = ("MEM0_REST_API_KEY", "OPENAI_API_KEY", "EMBEDDER_API_KEY", "STM_LLM_API_KEY", "SECRET_KEY")
+    for name in named:
+        setattr(settings, name, f"canary-of-{name}")
+    return [secret for tenant in filled for secret in tenant.keys.values()] + [f"canary-of-{name}" for name in named]
+
+
+def test_no_log_and_no_error_quotes_what_was_sent(filled, mem0, logged):
+    sent = 0
+    for mem0.down in (False, True):
+        for call in CALLS:
+            _, method, path, body = call
+            said = json.dumps(_filled(body, filled[1].ids["ann"])).replace("hello", CANARY)
+            for content in (said, said[:-1] + CANARY, re.sub(r'"hello"|: "[^"]*"', f': ["{CANARY}"]', said)):
+                response = filled[1].raw(method, _filled(path, filled[1].ids["ann"]), content.encode())
+                assert response.status_code < 400 or CANARY not in response.content.decode(), call
+                sent += 1
+        for lane in set(Job.objects.values_list("lane_id", flat=True)):
+            delivery.deliver(lane)
+    assert sent > 300
+    assert logged.getvalue().count("\n") > 300
+    assert CANARY not in logged.getvalue()
+    assert "secret of" not in logged.getvalue()
+
+
+def test_no_secret_is_shown_anywhere(filled, secrets, logged):
+    operator = Client()
+    operator.force_login(User.objects.create_superuser("root", password=None))
+    pages = ["/api/docs/", "/api/schema/", "/healthz", "/readyz", "/admin/"]
+    for model in admin.site._registry:
+        at = f"/admin/{model._meta.app_label}/{model._meta.model_name}/"
+        pages += [at, *(f"{at}{row.pk}/change/" for row in model._default_manager.all()[:2])]
+    shown = [operator.get(page, follow=True) for page in pages]
+    shown += [filled[0].call(call, filled[0].ids["ann"]) for call in CALLS]
+    assert sum(response.status_code == 200 for response in shown) > 40
+    told = logged.getvalue() + "".join(response.content.decode() for response in shown)
+    assert [secret for secret in secrets if secret in told] == []
 
 
 def _price(
