@@ -217,6 +217,24 @@ class Summary(s.Serializer[object]):
     counts = s.DictField()
 
 
+class LineRefused(s.Serializer[object]):
+    """A line of an import that is no fact, and why."""
+
+    line = s.IntegerField()
+    error = _text()
+
+
+class Imported(s.Serializer[object]):
+    """What an import has accepted, and the first hundred lines that it has not."""
+
+    lines = s.IntegerField()
+    facts = s.IntegerField()
+    jobs = s.IntegerField()
+    skipped = s.IntegerField()
+    refused = s.IntegerField()
+    errors = LineRefused(many=True)
+
+
 class Invalidated(s.Serializer[object]):
     """The user's version from now on."""
 
