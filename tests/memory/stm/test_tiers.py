@@ -10,8 +10,8 @@ import pytest
 
 from memory.models import Message, Session, Tier
 from memory.stm import context, tiers, tokens, versions
-from memory.stm.extractive import Turn, content_words, summarise
-from memory.text import strip_accents
+from memory.stm.extractive import Turn, summarise
+from memory.text import content_words, strip_accents
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
