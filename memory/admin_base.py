@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # these take a type only where types are checked
 else:
     ModelAdmin, RowPaginator = admin.ModelAdmin, Paginator
 
+PAYLOAD_PERMISSION = "memory.view_payload"
 MOST_COUNTED = 20_000
 MOST_ROWS = 500
 NAMED_ROWS = 20
@@ -157,7 +158,11 @@ class Shown(ModelAdmin):
         if request.method != "POST":
             return self.ask(request, act, [row], self.page_of(row), many=False)
         self.perform(request, act, [row])
-        return HttpResponseRedirect(self.page_of(row))
+        left = self.get_object(request, unquote(object_id)) is not None
+        return HttpResponseRedirect(self.page_of(row) if left else self._list())
+
+    def _list(self) -> str:
+        return reverse(f"{self.admin_site.name}:{self.opts.app_label}_{self.opts.model_name}_changelist")
 
     def _allowed(self, request: HttpRequest) -> list[Act]:
         return [act for act in self.acts if request.user.has_perm(act.permission)]
