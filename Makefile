@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or 3.12; everything else comes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help up demo test conformance bench-stall bench-agreement lint fmt clean
+.PHONY: help up demo test conformance bench-stall bench-agreement bench-stm lint fmt clean
 
 PYTHON := .venv/bin/python
 INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -33,6 +33,9 @@ bench-stall: ## cached hits while Mem0 stands still, beside the same hits in qui
 
 bench-agreement: ## local ranking beside Mem0's own search, on the shared data
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.agreement $(ARGS)
+
+bench-stm: ## short-term memory: its context, recall of either memory and both, round trips, Vietnamese
+	@$(INSTALL) dev && exec $(PYTHON) -m bench.stm $(ARGS)
 
 lint: ## what CI checks beside the tests
 	@$(INSTALL) dev
