@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or 3.12; everything else comes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help up demo test conformance chaos bench-stall bench-outage bench-agreement lint audit fmt clean
+.PHONY: help up demo test conformance chaos bench-stall bench-outage bench-agreement bench-stm lint audit fmt clean
 
 PYTHON := .venv/bin/python
 INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -39,6 +39,9 @@ bench-outage: ## Mem0's server away for a minute under load: what is answered, w
 
 bench-agreement: ## local ranking beside Mem0's own search, on the shared data
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.agreement $(ARGS)
+
+bench-stm: ## short-term memory: its context, recall of either memory and both, round trips, Vietnamese
+	@$(INSTALL) dev && exec $(PYTHON) -m bench.stm $(ARGS)
 
 lint: ## what CI checks beside the tests
 	@$(INSTALL) dev
