@@ -36,6 +36,15 @@ def test_a_clock_set_back_cannot_repeat_a_version(redis, pin):
     assert move(pin)[0].number == far + 1
 
 
+def test_a_version_is_never_one_that_was_before_a_restore(redis, pin):
+    """A backup brings back the row of before: what was computed since must not come to life again."""
+    from memory.models import PinVersion
+
+    first, lost = move(pin)[0].number, move(pin)[0].number
+    PinVersion.objects.update(version=first)
+    assert move(pin)[0].number not in (first, lost)
+
+
 def test_a_pin_never_written_has_version_zero(redis, pin):
     assert versions.current(pin, 1).number == 0
 
