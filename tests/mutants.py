@@ -45,7 +45,8 @@ MUTANTS = (
         "version read after the load",
         "    return _counted(replace(answer, pending=unstored), policy)\n",
         "    late = versions.current(query.scope.pin, policy.generation)\n"
-        "    stack.L0.put(query, replace(answer.entry, version=late.number), late, policy.generation, answer.entry.as_of)\n"
+        "    entry = replace(answer.entry, version=late.number)\n"
+        "    stack.L0.put(query, entry, late, policy.generation, entry.as_of)\n"
         "    return _counted(replace(answer, pending=unstored), policy)\n",
         f"{READ}::test_b8_an_answer_loaded_across_a_write_is_never_served_after_it",
     ),
@@ -94,7 +95,7 @@ MUTANTS = (
     Mutant(
         "version unmoved on an unknown outcome",
         "        moved = _move(job)\n        Job.objects.filter(pk=job.pk).update(\n            next_attempt_at=",
-        "        moved: list[Version] = []\n        Job.objects.filter(pk=job.pk).update(\n            next_attempt_at=",
+        "        moved = []\n        Job.objects.filter(pk=job.pk).update(\n            next_attempt_at=",
         f"{DELIVERY}::test_b2_the_version_moves_after_an_unknown_outcome",
     ),
     Mutant(
@@ -203,7 +204,7 @@ MUTANTS = (
         "True",
         f"{READ}::test_b10_an_answer_dies_with_the_memory_that_expires_in_it",
     ),
-    # -- of the same kind, beyond the protocol's own list ---------------------------------------------------------------
+    # -- of the same kind, beyond the protocol's own list -------------------------------------------------------------
     Mutant(
         "a lock that keeps accepting out while a job ends",
         "select_for_update(no_key=True).filter(pk=hold.lane",
@@ -243,8 +244,8 @@ MUTANTS = (
     ),
     Mutant(
         "an outage of PostgreSQL waited for by each request",
-        '        with self._lock:\n            if self._trouble != "silent":\n                self._trouble = trouble\n',
-        "        with self._lock:\n",
+        '            if self._trouble != "silent":\n                self._trouble = trouble\n',
+        "",
         "tests/memsvc/test_postgres_pool.py"
         "::test_while_postgresql_refuses_connections_everybody_is_told_at_once_and_one_thread_asks",
     ),
