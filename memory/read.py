@@ -200,6 +200,7 @@ def _cached(query: Query, policy: Policy, version: Version, trip: Trip | None, w
         refreshing.begin((query, policy.generation), lambda: _refresh(query, policy))
         return old
     local = _lookup("L3", policy, lambda: stack.L3.get(query, version, policy))
+    metrics.count("lookups", project=policy.id, layer="L3", outcome="miss" if local is None else "hit")
     if local is None:
         return None
     entry = _dated(local, trip)

@@ -26,6 +26,8 @@ WEB_PROCESSES = env.integer("WEB_PROCESSES", 2, least=1)
 # Threads of one web process; at most half of them, and never fewer than 16, may wait for Mem0 (PROTOCOL E).
 WEB_THREADS = env.integer("WEB_THREADS", 96, least=2)
 MAX_BODY_BYTES = env.integer("MAX_BODY_BYTES", 1 << 20, least=1024)
+# Who may read /metrics: key (an admin's), loopback (also whoever asks on this machine, not by a proxy), open (anybody).
+METRICS_ACCESS = env.text("METRICS_ACCESS", "loopback", choices=("key", "loopback", "open"))
 LOG_LEVEL = env.text("LOG_LEVEL", "INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
 # True behind a TLS proxy: secure cookies and HSTS.
 HTTPS = env.boolean("HTTPS", default=False)
@@ -97,6 +99,7 @@ EMBEDDER_API_KEY = env.secret("EMBEDDER_API_KEY", OPENAI_API_KEY)
 EMBEDDER_MODEL = env.text("EMBEDDER_MODEL", "text-embedding-3-small")
 EMBEDDER_DIMENSIONS = env.integer("EMBEDDER_DIMENSIONS", 1536, least=2)
 EMBEDDER_TIMEOUT_SECONDS = env.seconds("EMBEDDER_TIMEOUT_SECONDS", 10, least=0.05)
+EMBEDDER_SYMMETRIC = env.boolean("EMBEDDER_SYMMETRIC", MEM0_USE_REST_API)
 if EMBEDDER == "auto":
     EMBEDDER = "none" if MEM0_USE_REST_API else "local"
 
@@ -257,6 +260,7 @@ SPECTACULAR_SETTINGS = {
     "VERSION": "1",
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
+    "ENUM_NAME_OVERRIDES": {"JobState": "memory.api.serializers.STATES"},
     "PREPROCESSING_HOOKS": ["memory.api.urls.tidy"],
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
     "SERVE_AUTHENTICATION": [],

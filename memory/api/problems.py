@@ -42,6 +42,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "pending": (409, "Mem0 has not stored this memory yet"),
     "session_of_another_user": (409, "The session belongs to another user"),
     "version_unknown": (409, "That version is not known yet"),
+    "erased": (410, "The user of this request was erased"),
     "body_too_large": (413, "The body is too large"),
     "unsupported_media_type": (415, "The body must be application/json"),
     "idempotency_mismatch": (422, "The Idempotency-Key belongs to another request"),

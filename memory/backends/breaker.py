@@ -248,6 +248,10 @@ class Guarded:
         """See Backend."""
         return self._call(lambda: self.backend.history(memory_id, deadline), deadline)
 
+    def forget(self, scope: Scope, deadline: Deadline) -> bool:
+        """See Backend."""
+        return self._backend.forget(scope, deadline)
+
     def find_marked(self, scope: Scope, job: str, texts: Sequence[str], deadline: Deadline) -> Listing:
         """See Backend."""
         return self._call(lambda: self.backend.find_marked(scope, job, texts, deadline), deadline)

@@ -195,6 +195,10 @@ class Mem0REST:
         """See Backend."""
         self._write("DELETE", "/memories", deadline.at_most(self._timeout), params=forms.ids(scope))
 
+    def forget(self, scope: Scope, deadline: Deadline) -> bool:
+        """See Backend. Mem0's API has nothing for it."""
+        return False
+
     # -- one call ------------------------------------------------------------------------------------------------------
 
     def _read(

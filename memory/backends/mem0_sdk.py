@@ -195,11 +195,12 @@ class Mem0SDK:
 
         return {"name": self.name, "version": __version__, "pgvector": pgvector, "extracts": self.extracts}
 
-    def forget(self, scope: Scope, deadline: Deadline) -> None:
+    def forget(self, scope: Scope, deadline: Deadline) -> bool:
         """Remove what Mem0 noted of the scope's memories, deleted ones included (PROTOCOL D)."""
         named = forms.ids(scope)
         with _call(deadline, write=True):
             _mem0().db.forget(named)
+        return True
 
     def _listed(self, wanted: Mapping[str, str], deadline: Deadline) -> Listing:
         with _call(deadline):

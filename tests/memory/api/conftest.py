@@ -48,7 +48,9 @@ def conforms(response: HttpResponse, method: str) -> None:
 
 
 def _pattern(path: str) -> str:
-    named = path.replace("{memory_id}", "m").replace("{job_id}", "j").replace("{user_id}", "u")
+    named = (
+        path.replace("{memory_id}", "m").replace("{job_id}", "j").replace("{user_id}", "u").replace("{erasure_id}", "e")
+    )
     return str(resolve(named.replace("{session_id}", "s").replace("{run_id}", "r")).url_name)
 
 
