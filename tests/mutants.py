@@ -94,13 +94,13 @@ MUTANTS = (
     ),
     Mutant(
         "version unmoved on an unknown outcome",
-        "        moved = _move(job)\n        Job.objects.filter(pk=job.pk).update(\n            next_attempt_at=",
+        "        moved = completion.move(job)\n        Job.objects.filter(pk=job.pk).update(\n            next_attempt_at=",
         "        moved = []\n        Job.objects.filter(pk=job.pk).update(\n            next_attempt_at=",
         f"{DELIVERY}::test_b2_the_version_moves_after_an_unknown_outcome",
     ),
     Mutant(
         "version moved before the acknowledgement, and not after it",
-        "        moved = _move(job) if touched else []\n",
+        "        moved = move(job) if touched else []\n",
         "        moved = [versions.stored(pin) for pin in target.pins()]\n",
         f"{DELIVERY}::test_b2_the_version_moves_after_the_acknowledgement",
     ),
@@ -130,8 +130,8 @@ MUTANTS = (
     ),
     Mutant(
         "settle time 0",
-        "    settle = _settle_seconds(job)\n",
-        "    settle = 0.0\n",
+        "        settle_seconds(attempt.job) - (now",
+        "        0.0 - (now",
         f"{DELIVERY}::test_a5_the_attempt_of_a_killed_worker_may_still_run_inside_a_remote_mem0",
     ),
     Mutant(
@@ -185,6 +185,18 @@ MUTANTS = (
         "{{{pin.project}.{generation}.",
         "{{{generation}.",
         f"{READ}::test_g1_the_same_question_of_another_user_or_project_is_another_question",
+    ),
+    Mutant(
+        "tombstone ignored by a job accepted before",
+        '        **gone, state="failed", reason=ERASED, completed_at=Now(), dismissed_at=Now()\n',
+        "        payload_bytes=0\n",
+        "tests/memory/test_erase.py::test_what_waits_ends_erased_and_is_never_sent",
+    ),
+    Mutant(
+        "tombstone ignored by a job under way",
+        "if job is not None and not Job.objects.filter(pk=job.pk, state__in=SENDABLE).exists():",
+        "if False:",
+        "tests/memory/test_erase.py::test_a_delivery_under_way_is_waited_out_and_its_memory_goes",
     ),
     Mutant(
         "valid_until ignored in L0",

@@ -250,7 +250,7 @@ class Guarded:
 
     def forget(self, scope: Scope, deadline: Deadline) -> bool:
         """See Backend."""
-        return self._backend.forget(scope, deadline)
+        return self.backend.forget(scope, deadline)
 
     def find_marked(self, scope: Scope, job: str, texts: Sequence[str], deadline: Deadline) -> Listing:
         """See Backend."""
