@@ -94,8 +94,8 @@ MUTANTS = (
     ),
     Mutant(
         "version unmoved on an unknown outcome",
-        "        moved = completion.move(job)\n        Job.objects.filter(pk=job.pk).update(\n            next_attempt_at=",
-        "        moved = []\n        Job.objects.filter(pk=job.pk).update(\n            next_attempt_at=",
+        "moved = completion.move(job)\n        Job.objects.filter(pk=job.pk).update(\n            next_attempt_at=",
+        "moved = []\n        Job.objects.filter(pk=job.pk).update(\n            next_attempt_at=",
         f"{DELIVERY}::test_b2_the_version_moves_after_an_unknown_outcome",
     ),
     Mutant(

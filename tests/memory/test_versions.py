@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from django.db import transaction
 
-from memory import keys, versions
+from memory import db, keys, versions
 from memory.models import Project
 from memory.types import Pin
+from tests.live import eventually
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -115,6 +119,39 @@ def test_an_older_publication_never_replaces_a_newer_copy(redis, pin):
 
 def test_publication_says_when_redis_did_not_confirm(pin, settings, dead_redis):
     assert versions.publish(move(pin)) is False
+
+
+def test_b6_without_redis_one_reading_serves_all_who_came_before_it_began(pin, dead_redis, monkeypatch):
+    """The first reading is under way when a write commits; five more readers come and must see the write."""
+    began, go = threading.Event(), threading.Event()
+    readings: list[int] = []
+    stored = versions.stored
+
+    def slow(of: Pin) -> versions.Version:
+        found = stored(of)
+        readings.append(found.number)
+        if len(readings) == 1:
+            began.set()
+            go.wait(5)
+        return found
+
+    def read() -> int:
+        try:
+            return versions.current(pin, 1).number
+        finally:
+            db.release()
+
+    monkeypatch.setattr(versions, "stored", slow)
+    with ThreadPoolExecutor(6) as executor:
+        first = executor.submit(read)
+        began.wait(5)
+        number = move(pin)[0].number
+        later = [executor.submit(read) for _ in range(5)]
+        eventually(lambda: pin in versions._coming)
+        go.set()
+        assert first.result() < number
+        assert {one.result() for one in later} == {number}
+    assert len(readings) <= 3
 
 
 def test_the_floor_rises_only_when_asked(redis, pin):
