@@ -206,8 +206,8 @@ MUTANTS = (
     ),
     Mutant(
         "valid_until ignored in L2",
-        "if entry is None or expired(entry, _store_now(trip)) or not served(entry, policy):",
-        "if entry is None or not served(entry, policy):",
+        "return not expired(entry, _store_now(trip)) and served(entry, policy)",
+        "return served(entry, policy)",
         f"{READ}::test_b10_an_entry_in_redis_is_not_served_after_something_in_it_has_expired",
     ),
     Mutant(
@@ -281,7 +281,7 @@ MUTANTS = (
     ),
     Mutant(
         "flights of one process only",
-        "        entry, here = stack.L2.load_once(query, version.number, policy.generation, ask, deadline)\n",
+        "        entry, here = stack.L2.load_once(query, version.number, policy.generation, ask, good, deadline)\n",
         "        entry, here = ask(), True\n",
         "tests/test_one_search.py",
     ),

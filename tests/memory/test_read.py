@@ -273,7 +273,7 @@ def test_b10_an_entry_in_redis_is_not_served_after_something_in_it_has_expired(m
     entry = stack.L2.fetch(query, 1).entry
     redis.set(keys.result(ann.pin, 1, query.fingerprint), pack(replace(entry, valid_until=entry.as_of)))
     another_process(monkeypatch)
-    assert ask(ann).layer == "L4"
+    assert (ask(ann).layer, mem0.calls.count("search")) == ("L4", 2)
 
 
 def test_an_outage_of_mem0_serves_the_copy_labelled(mem0, ann):
