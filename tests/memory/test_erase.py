@@ -241,6 +241,19 @@ def test_what_waits_ends_erased_and_is_never_sent(mem0, ann):
     assert pending.current(ann.pin, 1).items == ()
 
 
+def test_what_waited_shows_under_its_agent_no_more(mem0, redis, ann):
+    """No listing of Mem0 names an agent of whom nothing has arrived."""
+    cook = Pin(ann.project, "agent", "cook")
+    add(Scope(ann.project, "ann", "cook"), "soup")
+    assert [item.text for item in pending.current(cook, 1).items] == ["soup"]
+    copy = redis.get(keys.pending(cook, 1))
+    begin(ann)
+    assert pending.current(cook, 1).items == ()
+    redis.set(keys.pending(cook, 1), copy)  # a publication that was lost
+    finish(ann)
+    assert pending.current(cook, 1).items == ()
+
+
 def test_what_comes_after_begins_a_new_life_and_survives(mem0, ann):
     add(ann, "old")
     deliver(ann)
