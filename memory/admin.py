@@ -17,19 +17,20 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from memory import erase, status, write
-from memory.admin_base import Act, ModelAdmin, Shown
+from memory.admin_base import PAYLOAD_PERMISSION, Act, ModelAdmin, Shown
 from memory.admin_login import ThrottledLogin
+from memory.admin_sessions import SessionAdmin
 from memory.api.fields import Ident, Wrong
 from memory.models import ApiKey, Attempt, Erasure, Job, Project
 from memory.tenancy import keys, projects
+
+__all__ = ["ApiKeyAdmin", "JobAdmin", "ProjectAdmin", "SessionAdmin"]
 
 admin.site.site_header = admin.site.site_title = "memsvc"
 admin.site.index_title = "Operation"
 admin.site.login_form = ThrottledLogin
 admin.site.site_url = "/api/docs/"
 admin.site.enable_nav_sidebar = False  # its width is the tables'
-
-PAYLOAD_PERMISSION = "memory.view_payload"
 
 
 @admin.register(Project)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # these take a type only where types are checked
 else:
     ModelAdmin, RowPaginator = admin.ModelAdmin, Paginator
 
+PAYLOAD_PERMISSION = "memory.view_payload"
 MOST_COUNTED = 20_000
 MOST_ROWS = 500
 NAMED_ROWS = 20

@@ -6,17 +6,22 @@ last and the best that it could show (docs/decisions/0010).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memory.text import normalised
+from memory.text import content_words, normalised
+
+RETOLD = 0.7
+"""Share of a message's content words that its own job's facts must have, to say what it says."""
+STEM = 4
+"""Characters by which two words are one here: drink, drinks and drinking."""
 
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """One item of short-term memory, scored against the question (0 to 1). `job` is the one whose mark in a result
-    makes it needless; `fleeting` if it only stands in for what Mem0 is about to have."""
+    """One item of short-term memory, scored against the question (0 to 1). `job` extracts or has extracted it;
+    `fleeting` if it only stands in for what Mem0 is about to have."""
 
     shown: Mapping[str, Any]
     score: float
@@ -32,21 +37,41 @@ class Weights:
     near: float
 
 
-def needed(near: Sequence[Near], results: Sequence[Mapping[str, Any]], marks: Collection[str]) -> list[Near]:
-    """The near items that no result stands for already (PROTOCOL C1): by the job's mark, else by normalised text. Of
-    two that say the same the first is kept."""
+def needed(near: Sequence[Near], results: Sequence[Mapping[str, Any]], jobs: Sequence[str | None]) -> dict[str, Near]:
+    """The near items that no result stands for already (PROTOCOL C1), each by the text that it says, normalised.
+
+    `jobs` has for each result the job whose mark it carries. What is on its way goes if a result has its job's mark,
+    else by its text. A message stays: it says what its job's facts among the results say, if they hold most of its
+    words. Of two that say the same the first is kept."""
     said = {normalised(one["memory"]) for one in results}
+    facts: dict[str, list[str]] = {}
+    for result, job in zip(results, jobs, strict=True):
+        if job is not None:
+            facts.setdefault(job, []).append(normalised(result["memory"]))
     kept: dict[str, Near] = {}
     for one in near:
-        text = normalised(one.shown["memory"])
-        if one.job not in marks and not (one.fleeting and text in said):
-            kept.setdefault(text, one)
-    return list(kept.values())
+        text, own = normalised(one.shown["memory"]), facts.get(one.job or "", [])
+        if not (one.fleeting and (own or text in said)):
+            kept.setdefault(text if text in said else _retold(text, own) or text, one)
+    return kept
+
+
+def _retold(text: str, facts: Sequence[str]) -> str | None:
+    """The fact that says most of what a text says, if the facts together say enough of it."""
+    words = _stems(text)
+    told = [words & _stems(fact) for fact in facts]
+    if not words or len(frozenset().union(*told)) < RETOLD * len(words):
+        return None
+    return max(zip(told, facts, strict=True), key=lambda one: len(one[0]))[1]
+
+
+def _stems(text: str) -> frozenset[str]:
+    return frozenset(word[:STEM] for word in content_words(text))
 
 
 def together(
     results: Sequence[Mapping[str, Any]],
-    near: Sequence[Near],
+    near: Mapping[str, Near],
     top_k: int,
     weights: Weights,
     *,
@@ -54,8 +79,8 @@ def together(
 ) -> list[dict[str, Any]]:
     """The best `top_k` of both, best first, each said once. `near` is what `needed` left."""
     far_off = _spread([one.get("score") or 0.0 for one in results], top_k)
-    close_by = _spread([one.score for one in near], top_k)
-    by_text = {normalised(one.shown["memory"]): one for one in near}
+    close_by = _spread([one.score for one in near.values()], top_k)
+    by_text = dict(near)
     merged = []
     for result in results:
         twin = by_text.pop(normalised(result["memory"]), None)

@@ -13,7 +13,7 @@ from functools import cache as once
 
 import numpy as np
 
-from memory import embedders, rank
+from memory import accents, embedders, rank
 from memory.embedders.base import Action, Vectors
 from memory.errors import EmbedderError
 from memory.layers.l0_process import ByteLRU
@@ -22,7 +22,7 @@ from memory.rank import Rows
 from memory.text import nfc
 
 HELD_BYTES = 8 << 20
-WORDS_WEIGHT = 0.6
+WORDS_WEIGHT = 0.5
 """Share of the words in a score: cosines of one model lie close together, a word in common tells them apart. Measured:
 docs/decisions/0010."""
 MOST_MADE = 4
@@ -49,7 +49,7 @@ def scores(question: str, rows: Rows, project: int, *, by_words: bool = False) -
     words = np.zeros(len(rows.texts), dtype=np.float32)
     for index, score in rank.by_words(question, rows, len(rows.texts)):
         words[index] = score
-    cosines = None if by_words else _cosines(question, rows.texts, project)
+    cosines = None if by_words else _cosines(question, rows, project)
     if cosines is None:
         return Scores(words.tolist(), None, whole=not by_words)
     unknown = np.isnan(cosines)
@@ -67,19 +67,20 @@ def warm(texts: Sequence[str], project: int) -> None:
         return  # the next search ranks by words
 
 
-def _cosines(question: str, texts: Sequence[str], project: int) -> Vectors | None:
+def _cosines(question: str, rows: Rows, project: int) -> Vectors | None:
     """The cosine of each text with the question, NaN where its vector is not known; None without an embedder."""
     try:
         embedder = embedders.get()
         if embedder is None:
             return None
         cached = CachedEmbedder(embedder, project)
-        (asked,) = _vectors(cached, [question], "search", 1).values()
-        known = _vectors(cached, texts, "passage", MOST_MADE)
+        meant = rows.spelling.restored(question) if accents.missing(question) else question
+        (asked,) = _vectors(cached, [meant], "search", 1).values()
+        known = _vectors(cached, rows.texts, "passage", MOST_MADE)
     except EmbedderError:
         return None
-    cosines = np.full(len(texts), np.nan, dtype=np.float32)
-    for index, text in enumerate(texts):
+    cosines = np.full(len(rows.texts), np.nan, dtype=np.float32)
+    for index, text in enumerate(rows.texts):
         if (vector := known.get(nfc(text))) is not None:
             cosines[index] = max(0.0, float(vector @ asked))
     return cosines

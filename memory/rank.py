@@ -20,6 +20,7 @@ import orjson
 from numpy.typing import NDArray
 
 from memory import text as texts
+from memory.accents import Spelling
 from memory.embedders.base import Vectors
 from memory.types import MEM0_KEYS, Memory
 
@@ -67,6 +68,11 @@ class Rows:
         written = [texts.tokens(text) for text in self.texts]
         bare = {word: texts.strip_accents(word) for word in {word for row in written for word in row}}
         return Index(written), Index([[bare[word] for word in row] for row in written])
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """How their words are written."""
+        return Spelling(map(texts.tokens, self.texts))
 
     def hidden(self, today: str | None) -> set[int]:
         """The rows that have expired before `today`; none where that is None."""

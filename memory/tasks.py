@@ -16,9 +16,10 @@ def deliver(lane_id: int) -> str:
 
 @shared_task(name="memory.keep_session")
 def keep_session(session_pk: int) -> str:
-    """Compress a session's older turns, and hand over those that are due to extraction."""
+    """Compress a session's older turns, hand over those that are due to extraction, and embed the newest."""
+    done = f"{tiers.compress(session_pk)}, {lifecycle.extract(session_pk)} extractions"
     search.warm(session_pk)
-    return f"{tiers.compress(session_pk)}, {lifecycle.extract(session_pk)} extractions"
+    return done
 
 
 @shared_task(name="memory.sweep")

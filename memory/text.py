@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from functools import cache
+from pathlib import Path
 
 _ACCENTS = re.compile("[\u0300-\u036f]+")
 # Letters without a decomposition that people type bare when they leave accents out.
@@ -33,6 +35,11 @@ def tokens(text: str) -> list[str]:
     return _TOKEN.findall(nfc(nfc(text).casefold()))
 
 
+def content_words(text: str) -> frozenset[str]:
+    """The words of a text that carry its content, without accents."""
+    return frozenset(map(strip_accents, tokens(text))) - _stopwords()
+
+
 def normalised(text: str) -> str:
     """What two texts share that say the same in the same words: no regard to case, spacing or a final full stop."""
     return _SPACES.sub(" ", nfc(nfc(text).casefold())).strip().rstrip(".").rstrip()
@@ -41,3 +48,10 @@ def normalised(text: str) -> str:
 def text_hash(text: str) -> str:
     """32 hex characters that stand for the exact text after NFC: what wanted and stored facts are matched by."""
     return hashlib.blake2b(nfc(text).encode(), digest_size=16).hexdigest()
+
+
+@cache
+def _stopwords() -> frozenset[str]:
+    """Words without content of their own in English and Vietnamese, without accents."""
+    listed = (Path(__file__).parent / "stopwords.txt").read_text(encoding="utf-8")
+    return frozenset(word for line in listed.splitlines() if not line.startswith("#") for word in line.split())

@@ -165,10 +165,10 @@ class Entry:
     jobs: bytes = b""
     """16 bytes a result: the id of the job that stored it, zeros where memsvc did not (PROTOCOL C1)."""
 
-    def stored_by(self) -> frozenset[str]:
-        """The ids of the jobs whose facts are among the results."""
-        ids = (self.jobs[at : at + 16] for at in range(0, len(self.jobs), 16))
-        return frozenset(str(UUID(bytes=one)) for one in ids if any(one))
+    def stored_by(self) -> list[str | None]:
+        """For each result the id of the job that stored it; None where memsvc did not."""
+        ids = (self.jobs[at : at + 16] for at in range(0, 16 * self.count, 16))
+        return [str(UUID(bytes=one)) if any(one) else None for one in ids]
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def search(found: Recalled, began: float) -> HttpResponse:
     """A search's answer: what was found, as it is stored, with its meta spliced after it."""
     answer = found.answer
-    meta = orjson.dumps(_meta(answer) | ({"stm": found.stm} if found.stm else {}), option=OPTIONS)
+    meta = orjson.dumps(_meta(answer) | ({"stm_layer": found.stm} if found.stm else {}), option=OPTIONS)
     body = b"".join((b'{"results":', found.results, b',"meta":', meta, b"}"))
     seconds = clock.now() - began
     metrics.observe("search_seconds", seconds, layer=answer.layer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,8 @@ from memory.tenancy.limits import WINDOW_SECONDS, Standing
 
 access = logging.getLogger("memory.access")
 
+_STREAMED = re.compile(r"/api/v1/memory/import/?")
+"""Routes that read their body line by line, however long it is."""
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -72,6 +75,11 @@ def _refusal(request: HttpRequest) -> HttpResponseBase | None:
 
 def _too_large(request: HttpRequest) -> bool:
     length = request.META.get("CONTENT_LENGTH")
+    if _STREAMED.fullmatch(request.path_info):
+        if not length and request.META.get("HTTP_TRANSFER_ENCODING"):
+            request.META["CONTENT_LENGTH"] = str(sys.maxsize)
+            request._stream = request.META["wsgi.input"]
+        return False
     if length:
         return length.isdigit() and int(length) > settings.MAX_BODY_BYTES
     if not request.META.get("HTTP_TRANSFER_ENCODING"):

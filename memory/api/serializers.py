@@ -8,7 +8,7 @@ from memory.models.jobs import KINDS, UNFINISHED
 
 STATES = (*UNFINISHED, "completed", "failed")
 LAYERS = ("L0", "L2", "L3", "L4")
-STM_LAYERS = ("stm.L0", "stm.L1", "stm.store", "late", "unavailable")
+STM_LAYERS = ("stm.L0", "stm.L1", "stm.store", "none", "late", "unavailable")
 
 
 def _text(**options: object) -> s.CharField:
@@ -155,7 +155,7 @@ class SearchMeta(s.Serializer[object]):
     """Where an answer came from and how fresh it is."""
 
     layer = s.ChoiceField(choices=(*LAYERS, "stm"))
-    stm = s.ChoiceField(choices=STM_LAYERS, required=False)
+    stm_layer = s.ChoiceField(choices=STM_LAYERS, required=False)
     ranking = s.ChoiceField(choices=("upstream", "local"))
     version = _maybe_text()
     as_of = s.DateTimeField()
@@ -215,6 +215,24 @@ class Summary(s.Serializer[object]):
     user_favorite_summary = s.DictField(child=TopicMemory(many=True))
     recent = RecentMemory(many=True)
     counts = s.DictField()
+
+
+class LineRefused(s.Serializer[object]):
+    """A line of an import that is no fact, and why."""
+
+    line = s.IntegerField()
+    error = _text()
+
+
+class Imported(s.Serializer[object]):
+    """What an import has accepted, and the first hundred lines that it has not."""
+
+    lines = s.IntegerField()
+    facts = s.IntegerField()
+    jobs = s.IntegerField()
+    skipped = s.IntegerField()
+    refused = s.IntegerField()
+    errors = LineRefused(many=True)
 
 
 class Invalidated(s.Serializer[object]):

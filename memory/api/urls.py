@@ -23,6 +23,7 @@ def route(pattern: str, view: type[APIView], name: str) -> URLPattern:
 urlpatterns = [
     route("memory/add", native.Add, "memory-add"),
     route("memory/extract", native.Extract, "memory-extract"),
+    route("memory/import", native.Import, "memory-import"),
     route("memory/search", native.Search, "memory-search"),
     route(f"memory/{MEMORY}/history", native.History, "memory-history"),
     route(f"memory/{MEMORY}", native.OneMemory, "memory"),

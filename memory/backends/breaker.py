@@ -287,7 +287,7 @@ class Guarded:
     def _enter(self, deadline: Deadline) -> str:
         """The probe's token, or an empty one. OriginUnavailable where no call may be made."""
         until, seen = self._believed
-        token = ""
+        token = ""  # nosec B105
         if clock.now() >= until or not (seen.closed or seen.wait):
             token = uuid.uuid4().hex
             seen = self._see(entering(token, deadline.remaining() + LEASE_MARGIN_SECONDS))

@@ -51,6 +51,7 @@ class Message(models.Model):
     content = models.TextField()
     metadata = models.JSONField(default=dict)
     tokens = models.PositiveIntegerField()
+    job_id = models.UUIDField(null=True, help_text="The job that handed it to extraction.")
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:

@@ -11,12 +11,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 from memory.stm import tokens
-from memory.text import strip_accents
-from memory.text import tokens as words_of
+from memory.text import content_words
 
 _SENTENCE = re.compile(r"(?<=[.!?…。！？])\s+|\n+")
 LEAST_WORDS = 2
@@ -65,11 +62,6 @@ def summarise(turns: Sequence[Turn], budget: int) -> str:
     return _lines(sorted(chosen, key=lambda one: one.place))
 
 
-def content_words(text: str) -> frozenset[str]:
-    """The words of a text that carry its content, without accents."""
-    return frozenset(word for word in map(strip_accents, words_of(text)) if word not in _stopwords())
-
-
 def _sentences(turn: Turn) -> list[_Sentence]:
     found = []
     for index, text in enumerate(_SENTENCE.split(turn.text)):
@@ -104,10 +96,3 @@ def _lines(chosen: Sequence[_Sentence]) -> str:
             lines.append(f"{one.role}: {one.text}")
             role = one.role
     return "\n".join(lines)
-
-
-@cache
-def _stopwords() -> frozenset[str]:
-    """Words without content of their own in English and Vietnamese, without accents."""
-    listed = (Path(__file__).parent / "stopwords.txt").read_text(encoding="utf-8")
-    return frozenset(word for line in listed.splitlines() if not line.startswith("#") for word in line.split())

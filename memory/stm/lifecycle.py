@@ -16,8 +16,8 @@ from django.db.models.functions import Now
 
 from memory import clock, outbox, pending, versions, write
 from memory.models import Job, Session
-from memory.stm import feedback
 from memory.stm import versions as session_versions
+from memory.stm.feedback import Given
 from memory.tenancy.projects import Policy, policy
 from memory.types import Scope
 
@@ -39,12 +39,14 @@ def extract(session_pk: int) -> int:
     session = Session.objects.filter(pk=session_pk).first()
     if session is None or not extraction_due(session, rules := policy(session.project_id)):
         return 0
+    asked = clock.now()
     with transaction.atomic():
         versions.lock(_scope(session).pins())
         held = Session.objects.select_for_update().filter(pk=session_pk).first()
         if held is None or not extraction_due(held, rules):
             return 0
         jobs = _hand_over(held, rules)
+    session_versions.publish(held, rules.generation, asked)
     _told(held, jobs, rules)
     return len(jobs)
 
@@ -94,16 +96,25 @@ def sweep() -> int:
 
 def _hand_over(session: Session, rules: Policy) -> list[Job]:
     """Jobs for the turns not extracted yet, inside a transaction that holds the pins and the session's row."""
-    rows = session.messages.filter(turn__gt=session.extracted).order_by("turn").values_list("role", "content")
-    said = feedback.without_given([{"role": role, "content": content} for role, content in rows], _scope(session))
-    Session.objects.filter(pk=session.pk).update(extracted=session.turns)
+    said = _unextracted(session)
     jobs = []
     for at in range(0, len(said), JOB_MESSAGES):
         part = said[at : at + JOB_MESSAGES]
-        if any(message["role"] == "user" for message in part):
-            payload = {"messages": part, "session_id": session.session_id}
+        if any(message["role"] == "user" for _, message in part):
+            payload = {"messages": [message for _, message in part], "session_id": session.session_id}
             jobs.append(write.insert(write.Write("extract", _scope(session), payload), rules))
+            session.messages.filter(turn__in=[turn for turn, _ in part]).update(job_id=jobs[-1].job_id)
+    Session.objects.filter(pk=session.pk).update(extracted=session.turns)
+    session_versions.move(session)
     return jobs
+
+
+def _unextracted(session: Session) -> list[tuple[int, dict[str, str]]]:
+    """Turns with their messages, without what the assistant only repeats."""
+    rows = session.messages.filter(turn__gt=session.extracted).order_by("turn").values_list("turn", "role", "content")
+    given = Given(_scope(session))
+    said = [(turn, role, content if role == "user" else given.left_of(content)) for turn, role, content in rows]
+    return [(turn, {"role": role, "content": content}) for turn, role, content in said if content.strip()]
 
 
 def _told(session: Session, jobs: Sequence[Job], rules: Policy) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rest_framework.views import APIView  # which imports this module
 
 SCHEMES = frozenset({"bearer", "token"})
+ANY_SCOPE = "any"
+"""The scope of a route that every good key may use."""
 
 
 class MissingScope(PermissionDenied):
@@ -63,7 +65,7 @@ class HasScope(BasePermission):
         if not isinstance(caller, Caller):
             return False
         needed = getattr(view, "scope", None) or ("read" if request.method in SAFE_METHODS else "write")
-        if needed not in caller.scopes:
+        if needed != ANY_SCOPE and needed not in caller.scopes:
             raise MissingScope(f"This key has not the scope '{needed}'.")
         return True
 

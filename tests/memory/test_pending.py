@@ -116,7 +116,7 @@ def test_a_fact_in_both_is_known_to_be_one_by_its_mark(mem0, ann, monkeypatch):
     monkeypatch.setattr(pending, "current", ends_right_after)
     answer = ask(ann)
     assert [item.job for item in answer.pending.items] == [str(job.job_id)]
-    assert answer.entry.stored_by() == {str(job.job_id)}
+    assert answer.entry.stored_by() == [str(job.job_id)]
 
 
 def test_what_a_failed_job_did_not_store_stays_until_dismissed(mem0, ann):

@@ -1,10 +1,13 @@
-"""Short-term memory from outside: many writers in one session on a bad day."""
+"""Short-term memory from outside, on a bad day."""
 
 from __future__ import annotations
 
 import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
+import psycopg2
 import pytest
 import requests
 
@@ -52,6 +55,8 @@ def test_many_writers_lose_nothing_while_workers_and_redis_die(live):
     eventually(lambda: sum(done) > WRITERS * MESSAGES * 0.6, 200)
     live.broker.start()
     live.kill("worker-deliver")
+    eventually(lambda: sum(done) > WRITERS * MESSAGES * 0.8, 200)
+    live.kill("web")
     for thread in threads:
         thread.join()
     assert done == [MESSAGES] * WRITERS
@@ -70,3 +75,44 @@ def test_many_writers_lose_nothing_while_workers_and_redis_die(live):
     context = live.call("GET", f"/api/v1/stm/{session}/context").json()
     assert context["turns"] == WRITERS * MESSAGES
     assert context["tiers"]["full"][-1]["turn"] == WRITERS * MESSAGES
+
+
+@contextmanager
+def held(live: Live) -> Iterator[None]:
+    """As long as this lasts PostgreSQL holds back the second of compression's two writes: the tiers are written, that
+    the session is summarised is not."""
+    with closing(psycopg2.connect(live.postgres.url)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        cursor.execute(
+            """CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS
+               'BEGIN PERFORM pg_advisory_xact_lock_shared(4711); RETURN NEW; END';
+               CREATE TRIGGER held BEFORE UPDATE OF summarised ON memory_session FOR EACH ROW
+               WHEN (NEW.summarised > OLD.summarised) EXECUTE FUNCTION hold();
+               SELECT pg_advisory_lock(4711)"""
+        )
+        try:
+            yield
+        finally:
+            cursor.execute("SELECT pg_advisory_unlock_all(); DROP TRIGGER held ON memory_session; DROP FUNCTION hold()")
+
+
+def test_a_worker_killed_between_compressions_two_writes_loses_nothing(live):
+    session = f"session-{uuid.uuid4().hex[:8]}"
+    messages = [{"role": "user", "content": f"On day {n} I bought {n} kilos of apples."} for n in range(1, 61)]
+    waits = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    with held(live):
+        body = {"session_id": session, "user_id": session, "messages": messages}
+        assert live.call("POST", "/api/v1/stm/add_message", body).status_code == 200
+        eventually(lambda: live.rows(waits))
+        live.kill("worker-deliver")
+    eventually(lambda: not live.rows(waits))
+    context = live.call("GET", f"/api/v1/stm/{session}/context").json()
+    if context["tiers"]["summary"] is None:  # unless the next worker was quicker than this request
+        assert [one["content"] for one in context["tiers"]["full"]] == [one["content"] for one in messages]
+    state = (
+        "SELECT summarised, (SELECT count(*) FROM memory_message m WHERE m.session_id = s.id) FROM memory_session s "
+    )
+    eventually(lambda: live.rows(state + "WHERE s.session_id = %s", session) == [(50, 60)], 120)
+    context = live.call("GET", f"/api/v1/stm/{session}/context").json()
+    assert [one["turn"] for one in context["tiers"]["full"]] == list(range(51, 61))
+    assert (context["tiers"]["compressed"]["first_turn"], context["tiers"]["summary"]["last_turn"]) == (1, 50)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 
 from memory.models import Message, Session, Tier
 from memory.stm import context, tiers, tokens, versions
-from memory.stm.extractive import Turn, content_words, summarise
-from memory.text import strip_accents
+from memory.stm.extractive import Turn, summarise
+from memory.text import content_words, strip_accents
+from tests.chat import chat
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -105,31 +102,12 @@ def test_content_words_are_the_same_with_accents_or_without():
     assert content_words(text) == content_words(strip_accents(text)) == {"lan", "thich", "boi", "ho", "tay"}
 
 
-class _LLM(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(asked)
-        body = json.dumps({"choices": [{"message": {"content": "They buy apples."}}]}).encode()
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        return
-
-
 @pytest.fixture
 def llm(settings):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _LLM)
-    server.status, server.asked = 200, []
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    settings.STM_LLM_URL = f"http://127.0.0.1:{server.server_port}/v1"
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with chat() as served:
+        served.answer = lambda body: (200, "They buy apples.")
+        settings.STM_LLM_URL = served.url
+        yield served
 
 
 def test_an_llm_writes_the_tiers_where_there_is_one(say, llm, settings):
@@ -139,7 +117,7 @@ def test_an_llm_writes_the_tiers_where_there_is_one(say, llm, settings):
 
 
 def test_where_the_llm_fails_the_turns_own_sentences_stand_in(say, llm):
-    llm.status = 500
+    llm.answer = lambda body: (500, "")
     tiers.compress(talk(say, 30).pk)
     (tier,) = Tier.objects.all()
     assert tier.made_by == "extractive"

@@ -1,0 +1,1 @@
+"""Short-term memory measured, each table by one module: `make bench-stm`."""

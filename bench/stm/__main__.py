@@ -1,0 +1,85 @@
+"""Short-term memory measured, on PostgreSQL, Valkey and Mem0 in process that live for one run.
+
+    python -m bench.stm                    every table but the last: about eight minutes, most of it embedding
+    python -m bench.stm context trips      some of: context, recall, trips, vietnamese, tokens
+
+The tables, then the figures as one line of JSON each; the exit status says whether every bound held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+
+import django
+from django.core.management import call_command
+
+from memsvc.embedded.home import Home
+from memsvc.embedded.services import Services
+
+TABLES = ("context", "recall", "trips", "vietnamese", "tokens")
+CACHE_MB = 256
+SETTINGS = {
+    "DJANGO_SETTINGS_MODULE": "memsvc.settings",
+    "LOCAL_SEARCH": "off",  # Mem0 itself answers
+    "PROACTIVE_CACHE_ENABLED": "false",
+    "STM_BUDGET_MS": "60000",  # what is found is measured, not how fast
+    "LOG_LEVEL": "WARNING",
+}
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", choices=TABLES, default=[])
+    chosen = parser.parse_args().tables or TABLES[:-1]
+    held = True
+    with servers():
+        for name in chosen:
+            table = import_module(f"bench.stm.{name}")
+            figures = table.measure(project(name))
+            print(f"\n== {table.__doc__.strip().splitlines()[0]}\n")
+            for bound, kept in table.show(figures):
+                held = held and kept
+                print(f"{'held' if kept else 'MISSED':>6}: {bound}")
+            print(json.dumps({name: figures}), flush=True)
+    return 0 if held else 1
+
+
+@contextmanager
+def servers() -> Iterator[None]:
+    """Servers of this run's own, and Django upon them."""
+    with tempfile.TemporaryDirectory(prefix="memsvc-bench-") as folder:
+        home = Home(Path(folder))
+        home.acquire()
+        services = Services(home, cache_mb=CACHE_MB, durable=False)
+        try:
+            for server in services.every.values():
+                server.start()
+            os.environ.update({name: server.url for name, server in services.every.items()})
+            os.environ.update({**home.environment(), **SETTINGS, "SECRET_KEY": secrets.token_hex(32)})
+            django.setup()
+            call_command("migrate", verbosity=0)
+            yield
+        finally:
+            home.stop_leftovers()
+            home.remove()
+
+
+def project(name: str) -> int:
+    """A project of a table's own."""
+    from memory.models import Project
+
+    return Project.objects.create(name=name, slug=name, namespace=name).pk
+
+
+if __name__ == "__main__":
+    sys.exit(main())
