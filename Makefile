@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or 3.12; everything else comes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help up demo test conformance bench-stall bench-agreement bench-stm lint fmt clean
+.PHONY: help up demo test conformance chaos bench-stall bench-outage bench-agreement bench-stm lint audit fmt clean
 
 PYTHON := .venv/bin/python
 INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -26,10 +26,16 @@ test: ## run all tests on private PostgreSQL and Valkey; make test ARGS="-k warm
 conformance: ## Mem0's own clients against a running service; writes what they say into docs/compatibility.md
 	@$(INSTALL) dev
 	$(PYTHON) -m tests.clients.environments
-	MEMSVC_WRITE_TABLE=1 $(PYTHON) -m memsvc.embedded test -- tests/clients -q
+	MEMSVC_WRITE_TABLE=1 $(PYTHON) -m memsvc.embedded test -- tests/clients -q -p no:randomly $(ARGS)
+
+chaos: ## the whole service under random faults; CHAOS_RUNS and SEED choose how many and which
+	@$(INSTALL) dev && exec $(PYTHON) -m tests.chaos $(ARGS)
 
 bench-stall: ## cached hits while Mem0 stands still, beside the same hits in quiet
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.stall $(ARGS)
+
+bench-outage: ## Mem0's server away for a minute under load: what is answered, what is stored
+	@$(INSTALL) dev && exec $(PYTHON) -m bench.outage $(ARGS)
 
 bench-agreement: ## local ranking beside Mem0's own search, on the shared data
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.agreement $(ARGS)
@@ -43,6 +49,12 @@ lint: ## what CI checks beside the tests
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
+
+audit: ## bandit over the code, and known vulnerabilities of every installed package; needs PyPI's advisories
+	@$(INSTALL) dev
+	$(PYTHON) -m bandit -q -c pyproject.toml -r memsvc memory cachewarm
+	@test -x .audit/bin/pip-audit || { $(PYTHON) -m venv .audit && .audit/bin/pip install -q pip-audit==2.10.1; }
+	$(PYTHON) .ci/audit.py .audit/bin/pip-audit
 
 fmt: ## format the code
 	@$(INSTALL) dev

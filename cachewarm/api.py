@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from django.http import StreamingHttpResponse
 from rest_framework import serializers as s
 from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
@@ -11,14 +13,16 @@ from rest_framework.response import Response
 from rest_framework.reverse import reverse
 
 from cachewarm import chains
-from cachewarm.models import RUN_STATES, WarmRun
-from memory import write
+from cachewarm.models import RUN_STATES, LearnedQuery, WarmRun
+from memory import exports, write
 from memory.api import bodies, pages
-from memory.api.documented import operation, paged
+from memory.api.documented import LINES, operation, paged
 from memory.api.fields import Choice, Record
-from memory.api.native import Door, is_uuid
+from memory.api.native import READ_TIMEOUT_SECONDS, Door, is_uuid
 from memory.api.urls import USER, route
+from memory.clock import Deadline
 from memory.tenancy.auth import admit
+from memory.types import Scope
 
 WARMS = Record(
     {"user_id": bodies.ID, "status": Choice(RUN_STATES), **bodies.PAGE.fields},
@@ -65,6 +69,25 @@ class Warm(Door):
         return Response({"run_id": str(run_id), "status_url": url}, status=202, headers={"Location": url})
 
 
+class Export(Door):
+    """Everything kept of a user."""
+
+    @operation(
+        "user_export",
+        "Everything kept of a user, as JSON Lines",
+        {200: LINES},
+        path=("user_id",),
+        problems=(502, 504),
+    )
+    def get(self, request: Request, user_id: str) -> StreamingHttpResponse:
+        """Memories, summary, sessions, open writes, learned questions; the last line says whether that is all."""
+        bodies.query(request, bodies.NOTHING)
+        scope = self.user(user_id)
+        lines = exports.user(scope, self.policy, Deadline.after(READ_TIMEOUT_SECONDS), _learned(scope))
+        told = exports.chunks(lines, project=scope.project, user_id=scope.user_id, key=self.caller.key)
+        return StreamingHttpResponse(told, content_type=exports.MEDIA_TYPE)
+
+
 class Warms(Door):
     """Warms of the project."""
 
@@ -99,6 +122,12 @@ class OneWarm(Door):
         return Response(shown(run))
 
 
+def _learned(scope: Scope) -> Iterator[exports.Line]:
+    """The questions that a user asks often."""
+    for row in LearnedQuery.objects.filter(project_id=scope.project, user_id=scope.user_id).order_by("-weight"):
+        yield {"type": "question", "query": row.query}
+
+
 def shown(run: WarmRun) -> dict[str, Any]:
     """A warm as the API shows it."""
     return {
@@ -120,6 +149,7 @@ def shown(run: WarmRun) -> dict[str, Any]:
 
 urlpatterns = [
     route(f"users/{USER}/warm", Warm, "user-warm"),
+    route(f"users/{USER}/export", Export, "user-export"),
     route("warms", Warms, "warms"),
     route(r"warms/(?P<run_id>[^/]+)", OneWarm, "warm"),
 ]

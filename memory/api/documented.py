@@ -9,6 +9,7 @@ from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework import serializers
 
+from memory import exports
 from memory.api.fields import Record
 from memory.api.problems import MEDIA_TYPE
 from memory.api.serializers import Problem
@@ -21,6 +22,10 @@ IDEMPOTENCY_KEY = OpenApiParameter(
     OpenApiParameter.HEADER,
     description="The same key and body within 24 hours is the same write.",
 )
+
+
+LINES = {"type": "string"}
+"""The shape of JSON Lines, as far as OpenAPI can tell it."""
 
 
 class KeySchemes(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
@@ -48,26 +53,32 @@ def operation(
     path: tuple[str, ...] = (),
     problems: tuple[int, ...] = (),
     idempotent: bool = False,
+    lines: bool = False,
 ) -> Callable[[View], View]:
-    """Describe one method of a view; 400, 401, 403, 404, 429, 500 and 503 go without saying."""
+    """Describe one method of a view; 400, 401, 403, 404, 429, 500 and 503 go without saying. `lines`: its body, or its
+    answer where that is no shape but LINES, is JSON Lines."""
     parameters = [OpenApiParameter(id_, {"type": "string"}, OpenApiParameter.PATH) for id_ in path]
     for id_, kind in (query.fields if query else {}).items():
         parameters.append(OpenApiParameter(id_, kind.schema(), OpenApiParameter.QUERY))
     if idempotent:
         parameters.append(IDEMPOTENCY_KEY)
-    usual = (400, 401, 403, 429, 500, 503) + ((404,) if path else ())
+    usual = (400, 401, 403, 429, 500, 503) + ((404,) if path else ()) + ((410,) if idempotent else ())
     responses: dict[Any, Any] = {
         (status, MEDIA_TYPE): OpenApiResponse(Problem, description="A problem")
         for status in sorted({*usual, *problems})
     }
     for status, answer in answers.items():
-        responses[(status, MEDIA_TYPE if status >= 400 else "application/json")] = answer
+        ok = exports.MEDIA_TYPE if answer is LINES else "application/json"
+        responses[(status, MEDIA_TYPE if status >= 400 else ok)] = answer
+    taken = (
+        {exports.MEDIA_TYPE: LINES} if lines else {"application/json": body.schema()} if body and body.fields else None
+    )
     return extend_schema(
         operation_id=name,
         summary=summary,
         description="",
         parameters=parameters,
-        request={"application/json": body.schema()} if body and body.fields else None,
+        request=taken,
         responses=responses,
     )
 

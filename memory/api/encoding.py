@@ -44,6 +44,16 @@ class JSONParser(BaseParser):
             _refuse(raw, error)
 
 
+class LinesParser(BaseParser):
+    """JSON Lines: handed on as the stream that they are."""
+
+    media_type = "application/x-ndjson"
+
+    def parse(self, stream: IO[bytes], media_type: str | None = None, parser_context: Any = None) -> IO[bytes]:
+        """The stream, unread."""
+        return stream
+
+
 class OnlyRenderer(DefaultContentNegotiation):
     """Answers in the view's one format, whatever the request accepts; views with several choose as usual."""
 

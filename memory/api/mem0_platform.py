@@ -44,6 +44,7 @@ from memory.api.mem0_forms import (
 from memory.api.native import is_uuid
 from memory.clock import Deadline
 from memory.models import Feedback, Job
+from memory.tenancy.auth import ANY_SCOPE
 from memory.types import Memory
 
 MAX_BATCH = 1000
@@ -104,13 +105,14 @@ NOT_ADDED = (
     "memory_type",
 )
 NOT_SEARCHED = ("categories", "reference_date", "start_date", "end_date")
-CONTEXT = frozenset({"org_id", "project_id"})
+CONTEXT = frozenset({"org_id", "project_id", "source"})
+"""What clients tell of themselves beside what they ask for."""
 
 
 class Ping(Mem0Door):
-    """What a client asks before anything else."""
+    """What a client asks before anything else, whatever its key may do."""
 
-    scope = None
+    scope = ANY_SCOPE
 
     def get(self, request: Request) -> Response:
         """The project. The address is none on purpose: clients send one with an @ to a third party."""

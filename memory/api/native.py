@@ -13,9 +13,10 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from memory import clock, logs, pending, read, recall, waits, write
-from memory.api import answers, bodies, pages
+from memory.api import answers, bodies, imports, pages
 from memory.api import serializers as shown
 from memory.api.documented import operation, paged
+from memory.api.encoding import LinesParser
 from memory.clock import Deadline
 from memory.errors import Overloaded
 from memory.models import Job
@@ -96,6 +97,29 @@ class Add(Writing):
         key = idempotency(request)
         sent = bodies.body(request, bodies.ADD)
         return self.accept(request, Write("add", self.ids(sent), {"memories": bodies.memories(sent)}, None, *key), sent)
+
+
+class Import(Door):
+    """Many facts at once, as JSON Lines."""
+
+    parser_classes = [LinesParser]
+
+    @operation(
+        "memory_import",
+        "Store many facts, one a line",
+        {202: shown.Imported},
+        lines=True,
+        problems=(415, 422),
+        idempotent=True,
+    )
+    def post(self, request: Request) -> Response:
+        """Accept them as they come."""
+        bodies.query(request, bodies.NOTHING)
+        lines = imports.lines_of(request.data) if request.data else iter(())
+        accept = imports.accepting(self.policy)
+        told = imports.bring_in(lines, self.caller.project, accept, idempotency_key(request), self.caller.user_id)
+        errors = [{"line": line, "error": reason} for line, reason in told.errors]
+        return Response({**vars(told), "errors": errors}, status=202)
 
 
 class Extract(Writing):
@@ -276,13 +300,18 @@ def is_uuid(value: str) -> bool:
     return _UUID.fullmatch(value) is not None
 
 
+def idempotency_key(request: Request) -> str | None:
+    """The Idempotency-Key; ValidationError for one that is none."""
+    key = request.META.get("HTTP_IDEMPOTENCY_KEY")
+    if key is not None and not _KEY.fullmatch(key):
+        raise ValidationError({"Idempotency-Key": ["must be 1 to 255 visible ASCII characters"]})
+    return key
+
+
 def idempotency(request: Request) -> tuple[str | None, str]:
     """The Idempotency-Key and a digest of what it came with; ValidationError for a key that is none."""
-    key = request.META.get("HTTP_IDEMPOTENCY_KEY")
-    if key is None:
+    if (key := idempotency_key(request)) is None:
         return None, ""
-    if not _KEY.fullmatch(key):
-        raise ValidationError({"Idempotency-Key": ["must be 1 to 255 visible ASCII characters"]})
     whole = f"{request.method} {request.get_full_path()}\n".encode() + request.body
     return key, hashlib.sha256(whole).hexdigest()
 

@@ -15,9 +15,10 @@ import orjson
 from django.conf import settings
 
 from memory import clock, retry
-from memory.backends import answers, filters, forms
+from memory.backends import answers, filters, forms, gate
 from memory.backends.base import LIST_LIMIT, Backend
 from memory.backends.breaker import Guarded
+from memory.backends.gate import Gate
 from memory.backends.transport import Transport
 from memory.clock import Deadline
 from memory.errors import (
@@ -54,13 +55,15 @@ class Mem0REST:
         ca_file: str = "",
         connections: int = 64,
         pause: Callable[[float], None] = time.sleep,
+        gate: Gate | None = None,
+        retry_share: float = 0.1,
     ) -> None:
         headers = {"X-API-Key": key} if key else {}
-        self._transport = Transport(url, headers, ca_file=ca_file, connections=connections)
+        self._transport = Transport(url, headers, ca_file=ca_file, connections=connections, gate=gate)
         self._host = urlsplit(url).hostname or ""
         self._timeout, self._extract_timeout = timeout, extract_timeout
         self._pause = pause
-        self._budget = retry.Budget()
+        self.budget = retry.Budget(retry_share)
         self._known: tuple[float, str | None] | None = None
 
     # -- reads ---------------------------------------------------------------------------------------------------------
@@ -192,6 +195,10 @@ class Mem0REST:
         """See Backend."""
         self._write("DELETE", "/memories", deadline.at_most(self._timeout), params=forms.ids(scope))
 
+    def forget(self, scope: Scope, deadline: Deadline) -> bool:
+        """See Backend. Mem0's API has nothing for it."""
+        return False
+
     # -- one call ------------------------------------------------------------------------------------------------------
 
     def _read(
@@ -237,7 +244,7 @@ class Mem0REST:
         return self._retried(attempt, deadline)
 
     def _retried(self, attempt: Callable[[], Any], deadline: Deadline) -> Any:
-        self._budget.earn()
+        self.budget.earn()
         for number in range(ATTEMPTS - 1):
             try:
                 return attempt()
@@ -245,7 +252,7 @@ class Mem0REST:
                 wait = error.retry_after
                 if wait is None:
                     wait = retry.backoff(number, base=BACKOFF_SECONDS, most=BACKOFF_MAX_SECONDS)
-                if error.sent or wait >= deadline.remaining() or not self._budget.spend():
+                if error.sent or wait >= deadline.remaining() or not self.budget.spend():
                     raise
             self._pause(wait)
         return attempt()
@@ -292,6 +299,8 @@ def server() -> Mem0REST:
         extract_timeout=settings.MEM0_EXTRACT_TIMEOUT_SECONDS,
         ca_file=settings.MEM0_REST_API_CA_FILE,
         connections=settings.WEB_THREADS,
+        gate=gate.of(Mem0REST.name),
+        retry_share=settings.UPSTREAM_RETRY_PERCENT / 100,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from django.http import HttpRequest
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import AuthenticationFailed, PermissionDenied, Throttled
 from rest_framework.permissions import SAFE_METHODS, BasePermission
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from rest_framework.views import APIView  # which imports this module
 
 SCHEMES = frozenset({"bearer", "token"})
+ANY_SCOPE = "any"
+"""The scope of a route that every good key may use."""
 
 
 class MissingScope(PermissionDenied):
@@ -37,7 +40,7 @@ class KeyAuthentication(BaseAuthentication):
 
     def authenticate(self, request: Request) -> tuple[Caller, Caller] | None:
         """The caller, None without a key, AuthenticationFailed for a key that is not good."""
-        secret = _secret(request)
+        secret = secret_of(request)
         if secret is None:
             return None
         caller = keys.authenticate(secret)
@@ -62,7 +65,7 @@ class HasScope(BasePermission):
         if not isinstance(caller, Caller):
             return False
         needed = getattr(view, "scope", None) or ("read" if request.method in SAFE_METHODS else "write")
-        if needed not in caller.scopes:
+        if needed != ANY_SCOPE and needed not in caller.scopes:
             raise MissingScope(f"This key has not the scope '{needed}'.")
         return True
 
@@ -90,7 +93,8 @@ def _limit(request: Request, caller: Caller) -> None:
         raise Throttled(wait=standing.wait)
 
 
-def _secret(request: Request) -> str | None:
+def secret_of(request: HttpRequest | Request) -> str | None:
+    """The key that a request carries, if any. AuthenticationFailed for another scheme."""
     scheme, _, secret = request.META.get("HTTP_AUTHORIZATION", "").strip().partition(" ")
     if scheme:
         if scheme.lower() not in SCHEMES:

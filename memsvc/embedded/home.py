@@ -110,7 +110,8 @@ class Home:
         """A short folder for sockets and what else the servers' user must reach, derived from this home."""
         name = "memsvc-" + hashlib.sha256(f"{os.geteuid()}:{self.root}".encode()).hexdigest()[:12]
         temporary = Path(tempfile.gettempdir())
-        folder = (temporary if len(os.fsencode(temporary / name)) < SOCKET_FOLDER_MAX_BYTES else Path("/tmp")) / name  # noqa: S108 - made private below
+        fits = len(os.fsencode(temporary / name)) < SOCKET_FOLDER_MAX_BYTES
+        folder = (temporary if fits else Path("/tmp")) / name  # made private below  # noqa: S108  # nosec B108
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():

@@ -1,7 +1,7 @@
-"""The clients as their users install them, each in an environment of its own.
+"""The clients, and packages around them, as their users install them, in environments of their own.
 
-`python -m tests.clients.environments` makes those that are missing: it needs the package registries, and npm's client
-Node 18 or later.
+`python -m tests.clients.environments` makes those that are missing: it needs the package registries, and Node 18 or
+later for npm's.
 """
 
 from __future__ import annotations
@@ -14,41 +14,69 @@ import venv
 from pathlib import Path
 
 FOLDER = Path(os.environ.get("MEMSVC_CLIENTS", Path(__file__).resolve().parents[2] / ".clients"))
-PYTHON = {"mem0ai 2.2.1": ["mem0ai==2.2.1"], "mem0ai 1.0.11": ["mem0ai==1.0.11"]}
+PACKAGES = {
+    "mem0-strands": "0.1.1",
+    "agent-framework-mem0": "1.0.0b261015",
+    "llama-index-memory-mem0": "2.1.0",
+    "mem0-cli": "0.2.13",
+}
+NPM_PACKAGES = {"@mem0/vercel-ai-provider": "3.0.2", "@mem0/cli": "0.2.13"}
+CURRENT = "mem0ai 2.2.1"
+PYTHON = {
+    CURRENT: ["mem0ai==2.2.1", *(f"{name}=={version}" for name, version in PACKAGES.items())],
+    "mem0ai 1.0.11": ["mem0ai==1.0.11"],
+}
 NPM = "mem0ai@3.3.1"
 
 
 def python(name: str) -> Path:
-    """The interpreter that has the client."""
+    """The interpreter that has the client; the current one's has the packages around it as well."""
     return FOLDER / name.replace(" ", "-") / "bin" / "python"
 
 
 def npm() -> Path:
-    """The folder whose node_modules holds npm's client."""
+    """The folder whose node_modules holds npm's client and packages."""
     return FOLDER / "npm"
+
+
+def ready(folder: Path) -> bool:
+    """Whether an environment holds what is pinned here now."""
+    mark = folder / "ready"
+    return mark.exists() and mark.read_text() == _wanted(folder)
 
 
 def make() -> None:
     """Install what is missing."""
     for name, packages in PYTHON.items():
-        if not _ready(python(name)):
-            venv.create(python(name).parents[1], with_pip=True)
+        folder = python(name).parents[1]
+        if not ready(folder):
+            print(f"Installing {', '.join(packages)}", flush=True)
+            venv.create(folder, with_pip=True, clear=True)
             subprocess.run([python(name), "-m", "pip", "install", "--quiet", *packages], check=True)
-            _done(python(name))
+            _done(folder)
     if shutil.which("npm") is None:
-        print("npm's client: skipped, there is no npm here")
-    elif not (npm() / "node_modules" / "mem0ai").exists():
-        npm().mkdir(parents=True, exist_ok=True)
-        words = ["npm", "install", "--no-audit", "--no-fund", "--omit=peer", "--legacy-peer-deps", NPM]
-        subprocess.run(words, cwd=npm(), check=True)
+        print("npm's client and packages: skipped, there is no npm here")
+    elif not ready(npm()):
+        packages = _npm_packages()
+        print(f"Installing {', '.join(packages)}", flush=True)
+        shutil.rmtree(npm(), ignore_errors=True)
+        npm().mkdir(parents=True)
+        words = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--omit=peer", "--legacy-peer-deps"]
+        subprocess.run([*words, *packages], cwd=npm(), check=True)
+        _done(npm())
 
 
-def _ready(interpreter: Path) -> bool:
-    return (interpreter.parents[1] / "ready").exists()
+def _npm_packages() -> list[str]:
+    return [NPM, *(f"{name}@{version}" for name, version in NPM_PACKAGES.items())]
 
 
-def _done(interpreter: Path) -> None:
-    (interpreter.parents[1] / "ready").touch()
+def _wanted(folder: Path) -> str:
+    of = {python(name).parents[1]: packages for name, packages in PYTHON.items()} | {npm(): _npm_packages()}
+    return "\n".join(of[folder])
+
+
+def _done(folder: Path) -> None:
+    (folder / "ready").write_text(_wanted(folder))
 
 
 if __name__ == "__main__":

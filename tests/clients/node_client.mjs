@@ -3,6 +3,7 @@
 import { createRequire } from "node:module";
 import { randomUUID } from "node:crypto";
 import { join } from "node:path";
+import { raises, refused, require_, works } from "./node_script.mjs";
 
 process.env.MEM0_TELEMETRY = "false";
 const [folder, host, apiKey] = process.argv.slice(2);
@@ -10,40 +11,7 @@ const { MemoryClient } = createRequire(join(folder, "x.js"))("mem0ai");
 const client = new MemoryClient({ apiKey, host });
 const userId = `user-${randomUUID().slice(0, 8)}`;
 const unknown = "00000000-0000-4000-8000-000000000000";
-
-const tell = (method, outcome, detail = "") => console.log(JSON.stringify({ method, outcome, detail }));
-const require_ = (met, told) => { if (!met) throw new Error(`not so: ${JSON.stringify(told ?? "")}`.slice(0, 300)); };
 const texts = (answer) => answer.results.map((row) => row.memory);
-
-async function works(method, use) {
-  try {
-    const answer = await use();
-    tell(method, "works");
-    return answer;
-  } catch (error) {
-    tell(method, "broken", `${error.name}: ${error.message}`.slice(0, 300));
-    return undefined;
-  }
-}
-
-async function refused(method, use) {
-  try {
-    await use();
-    tell(method, "broken", "it was not refused");
-  } catch (error) {
-    const told = `${error.name}: ${error.message}`;
-    tell(method, /memsvc does not offer|501/.test(told) ? "refused" : "broken", told.slice(0, 300));
-  }
-}
-
-async function raises(method, name, use) {
-  try {
-    await use();
-    tell(method, "broken", "nothing was raised");
-  } catch (error) {
-    tell(method, error.constructor.name === name || error.name === name ? "works" : "broken", error.constructor.name);
-  }
-}
 
 const filters = { user_id: userId };
 const wait = { infer: false, async_mode: false };

@@ -2,17 +2,15 @@
 
 It imports nothing of memsvc: the interpreter that runs it has the client, 1.x or 2.x, and perhaps nothing else.
 
-usage: python python_client.py sync|async URL KEY
+usage: python -m tests.clients.python_client sync|async URL KEY
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -23,10 +21,11 @@ os.environ.setdefault("MEM0_DIR", tempfile.mkdtemp())
 import mem0
 from mem0 import AsyncMemoryClient, MemoryClient
 
+from tests.clients.script import UNKNOWN, eventually, refused, require, tell, works
+
 MODE, URL, KEY = sys.argv[1:4]
 USER = f"user-{uuid.uuid4().hex[:8]}"
 MADE_BEFORE_2 = mem0.__version__.startswith("1.")
-UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 loop = asyncio.new_event_loop()
 client: Any = MemoryClient(api_key=KEY, host=URL) if MODE == "sync" else AsyncMemoryClient(api_key=KEY, host=URL)
@@ -36,34 +35,6 @@ def call(name: str, /, *words: Any, of: Any = None, **options: Any) -> Any:
     """A method's answer, awaited where it has to be."""
     answer = getattr(client if of is None else of, name)(*words, **options)
     return loop.run_until_complete(answer) if asyncio.iscoroutine(answer) else answer
-
-
-def tell(method: str, outcome: str, detail: str = "") -> None:
-    print(json.dumps({"method": method, "outcome": outcome, "detail": detail}), flush=True)
-
-
-def works(method: str, use: Callable[[], Any]) -> Any:
-    """A method that does what it is for: `use` asserts it."""
-    try:
-        answer = use()
-    except Exception as error:  # noqa: BLE001  whatever a client raises is the result
-        told = f"{type(error).__name__}: {str(error)[:300]}"
-        # 1.x fails in its own telemetry after some calls that were answered well.
-        tell(method, "fails" if "capture_client_event" in told else "broken", told)
-        return None
-    tell(method, "works")
-    return answer
-
-
-def refused(method: str, use: Callable[[], Any]) -> None:
-    """A method that memsvc does not offer: the client raises, and the message is ours."""
-    try:
-        use()
-    except Exception as error:  # noqa: BLE001
-        told = f"{type(error).__name__}: {error}"
-        tell(method, "refused" if "memsvc does not offer" in told or "501" in told else "broken", told[:300])
-    else:
-        tell(method, "broken", "it was not refused")
 
 
 def raises(method: str, name: str, use: Callable[[], Any]) -> None:
@@ -80,19 +51,6 @@ def raises(method: str, name: str, use: Callable[[], Any]) -> None:
 
 def texts(answer: Any) -> list[str]:
     return [row["memory"] for row in answer["results"]]
-
-
-def require(met: object, told: object = "") -> None:
-    if not met:
-        raise AssertionError(told)
-
-
-def eventually(found: Callable[[], Any]) -> Any:
-    end = time.monotonic() + 30
-    while not (value := found()):
-        require(time.monotonic() < end, "not within 30 s")
-        time.sleep(0.05)
-    return value
 
 
 def event(event_id: str) -> Any:

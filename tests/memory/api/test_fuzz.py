@@ -38,7 +38,7 @@ ROUTES = [
 ]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(route=st.sampled_from(ROUTES), changes=st.dictionaries(FIELDS, VALUES, max_size=3), wait=st.just("none"))
 def test_any_body(api, route, changes, wait):
     method, path, needed = route
@@ -51,14 +51,14 @@ def test_any_body(api, route, changes, wait):
     assert response.status_code == 202 or Job.objects.count() == before
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(route=st.sampled_from(ROUTES), raw=st.binary(max_size=60))
 def test_any_bytes(api, route, raw):
     response = api.send(route[0], route[1], raw=raw)
     assert response.status_code in (200, 400, 404)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     path=st.sampled_from(
         ["/jobs", "/stats", "/users/ann/memories", "/users/{}/summary", "/memory/{}", "/jobs/{}/status"]

@@ -68,6 +68,12 @@ def texts(response: HttpResponse) -> list[str]:
 # -- the way in --------------------------------------------------------------------------------------------------------
 
 
+def test_every_good_key_may_ping_so_that_a_client_can_be_made_with_it(project, redis):
+    for scope in keys.SCOPES:
+        caller = Platform(keys.create(project, name=scope, scopes=[scope])[1])
+        assert caller.send("GET", "/v1/ping/").status_code == 200
+
+
 def test_a_ping_tells_what_a_client_needs_and_nothing_that_it_would_send_on(caller, project):
     told = caller().send("GET", "/v1/ping/").json()
     assert told["status"] == "ok"
@@ -458,7 +464,7 @@ def test_another_project_sees_and_changes_nothing(ann_calls, caller, mem0):
         ("POST", "/v1/exports/get/", {"memory_export_id": made}),
     ):
         assert other.send(method, path, body).status_code == 404, path
-    assert other.send("DELETE", "/v1/memories/?user_id=ann").status_code == 200
+    assert other.send("DELETE", "/v1/memories/?user_id=ann&source=CLI").status_code == 200
     assert mem0.texts() == ["tea"]
 
 

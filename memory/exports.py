@@ -1,0 +1,114 @@
+"""What is kept of a user, line by line: for a person who asks for it, and for moving house."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import orjson
+from django.db.models import Model, QuerySet
+
+from memory import clock, read, stack, versions
+from memory.clock import Deadline
+from memory.layers.base import public
+from memory.models import Feedback, Job, Message, Session, Tier
+from memory.models.jobs import OPEN
+from memory.tenancy.projects import Policy
+from memory.types import Memory, Scope
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/x-ndjson"
+ROWS = 500
+CHUNK_BYTES = 1 << 16
+
+Line = dict[str, Any]
+Row = TypeVar("Row", bound=Model)
+
+
+def user(scope: Scope, policy: Policy, deadline: Deadline, more: Iterable[Line] = ()) -> Iterator[Line]:
+    """Everything kept of a user, and at the end how much that was: who finds no end has not everything.
+
+    Mem0 is asked before the first line: OriginError, Overloaded.
+    """
+    memories, _, complete = read.memories(scope, policy, deadline)
+    return _user(scope, policy, memories, complete, more)
+
+
+def memories(found: Sequence[Memory]) -> Iterator[Line]:
+    """Memories as lines, which an import takes."""
+    for memory in found:
+        shown = public(memory)
+        yield {"type": "memory"} | {name: shown[name] for name in shown.keys() - {"score", "source", "pending"}}
+
+
+def chunks(lines: Iterable[Line], **audited: Any) -> Iterator[bytes]:
+    """JSON Lines in blocks. The log tells of it, whole or broken off."""
+    counts: Counter[str] = Counter()
+    held, size, outcome = [], 0, "broken off"
+    try:
+        for line in lines:
+            counts[line["type"]] += 1
+            held.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z))
+            size += len(held[-1])
+            if size >= CHUNK_BYTES:
+                yield b"".join(held)
+                held, size = [], 0
+        yield b"".join(held)
+        outcome = "whole"
+    finally:
+        log.info("exported", extra={**audited, "outcome": outcome, "lines": counts.total()})
+
+
+def _user(
+    scope: Scope, policy: Policy, found: Sequence[Memory], complete: bool, more: Iterable[Line]
+) -> Iterator[Line]:
+    yield {"type": "export", "user_id": scope.user_id, "project": policy.slug, "at": clock.wall()}
+    counts: Counter[str] = Counter()
+    for part in (memories(found), _summary(scope, policy), _sessions(scope), _jobs(scope), _feedback(scope), more):
+        for line in part:
+            counts[line["type"]] += 1
+            yield line
+    yield {"type": "end", "complete": complete, "counts": dict(counts)}
+
+
+def _summary(scope: Scope, policy: Policy) -> Iterator[Line]:
+    floor = versions.current(scope.pin, policy.generation).floor
+    held = stack.L3.snapshot(scope.project, scope.pin.id, floor)
+    if held is not None:
+        told = {name: getattr(held, name) for name in ("built_at", "topics", "recent", "counts")}
+        yield {"type": "summary", **told}
+
+
+def _sessions(scope: Scope) -> Iterator[Line]:
+    for session in rows(Session.objects.filter(project_id=scope.project, user_id=scope.user_id)):
+        names = ("session_id", "turns", "started_at", "last_at")
+        yield {"type": "session"} | {name: getattr(session, name) for name in names}
+        for message in rows(Message.objects.filter(session=session)):
+            names = ("turn", "message_id", "role", "content", "metadata", "created_at")
+            yield {"type": "message", "session_id": session.session_id} | {n: getattr(message, n) for n in names}
+        for tier in Tier.objects.filter(session=session):
+            names = ("name", "first", "last", "text", "made_by")
+            yield {"type": "tier", "session_id": session.session_id} | {name: getattr(tier, name) for name in names}
+
+
+def _jobs(scope: Scope) -> Iterator[Line]:
+    """Writes that Mem0 does not have, with what they write."""
+    for job in rows(Job.objects.filter(OPEN, project_id=scope.project, user_id=scope.user_id)):
+        names = ("job_id", "kind", "state", "agent_id", "run_id", "memory_id", "payload", "accepted_at")
+        yield {"type": "job"} | {name: getattr(job, name) for name in names}
+
+
+def _feedback(scope: Scope) -> Iterator[Line]:
+    for one in rows(Feedback.objects.filter(project_id=scope.project, user_id=scope.user_id)):
+        yield {"type": "feedback"} | {name: getattr(one, name) for name in ("memory_id", "feedback", "reason", "at")}
+
+
+def rows(found: QuerySet[Row]) -> Iterator[Row]:
+    """Rows in the order they came, a few at a time: without a cursor, which no pool in front of PostgreSQL keeps."""
+    last = 0
+    while page := list(found.filter(pk__gt=last).order_by("pk")[:ROWS]):
+        yield from page
+        last = page[-1].pk
