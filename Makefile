@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or 3.12; everything else comes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help up demo test conformance chaos bench-stall bench-outage bench-agreement bench-stm lint audit fmt clean
+.PHONY: help up demo test conformance chaos mutants bench-stall bench-outage bench-agreement bench-stm lint audit fmt clean
 
 PYTHON := .venv/bin/python
 INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -22,6 +22,9 @@ demo: ## questions cold, warm and after a write, against the running service
 
 test: ## run all tests on private PostgreSQL and Valkey; make test ARGS="-k warm"
 	@$(INSTALL) dev && exec $(PYTHON) -m memsvc.embedded test -- $(ARGS)
+
+mutants: ## remove each guard of the protocol from a copy and see its test fail; make mutants ARGS="floor"
+	@$(INSTALL) dev && exec $(PYTHON) -m tests.mutants $(ARGS)
 
 conformance: ## Mem0's own clients against a running service; writes what they say into docs/compatibility.md
 	@$(INSTALL) dev

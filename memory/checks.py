@@ -238,10 +238,11 @@ def services_hold(databases: Sequence[str] | None = None, **_: Any) -> list[Chec
     """Every problem of the services that answer; nothing is asked without `--database`."""
     if not databases:
         return []
-    return [*_pgvector(), *_redis_servers(), *_mem0_server()]
+    return [*pgvector(), *redis_servers(), *mem0_server()]
 
 
-def _pgvector() -> Found:
+def pgvector() -> Found:
+    """Whether Mem0 in process can keep its vectors in this PostgreSQL."""
     if settings.MEM0_USE_REST_API or importlib.util.find_spec("mem0") is None:
         return
     from memory.backends.mem0_sdk import pgvector_problem  # absent in REST mode
@@ -257,7 +258,7 @@ def _pgvector() -> Found:
         yield Error(problem, id="memory.E020")
 
 
-def _mem0_server() -> Found:
+def mem0_server() -> Found:
     """A server that does not answer is an outage, and the service is there for those."""
     if not settings.MEM0_USE_REST_API or not settings.MEM0_REST_API_URL:
         return
@@ -267,7 +268,8 @@ def _mem0_server() -> Found:
         yield Error(refusal, id="memory.E026")
 
 
-def _redis_servers() -> Found:
+def redis_servers() -> Found:
+    """CACHE and BROKER apart, each set up for its role."""
     broker, errors = _broker_info()
     yield from errors
     if broker and broker["maxmemory_policy"] != "noeviction":

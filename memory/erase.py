@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import IntegrityError, transaction
+from django.db.models import Q
 from django.db.models.functions import Now
 
 from memory import embedders, keys, pending, signals, versions, write
@@ -47,7 +49,7 @@ REMAINS = (
     f"Records of the user's earlier writes, without what they wrote, for {settings.JOB_KEEP_DAYS} days.",
     "Digests of Idempotency-Keys, for as long as any.",
     "Answers in the memory of running processes, which are not served any more, until they are pushed out.",
-    "Vectors of texts that memsvc can't name any more: at most an hour, filed under no user.",
+    f"Vectors of texts that memsvc can't name any more, filed under no user: {settings.L1_TTL_SECONDS} s after use.",
     "Log lines and the admin's record of operators' acts: the user's id, no text.",
     "Backups of PostgreSQL.",
 )
@@ -127,15 +129,15 @@ def vector_keys(project: int, texts: Iterable[str]) -> list[str]:
 
 
 def drop_cached(project: int, pins: Iterable[Pin] | None, vectors: Iterable[str] = ()) -> None:
-    """Remove every key of the pins (None: of all of the project's) and these of L1 from CACHE, but for the copies of
-    versions: by their floor a late fill is refused. redis.RedisError.
+    """Remove every key of the pins (None: of all of the project's) and these of L1 from CACHE, but for what holds
+    no text: copies of versions, by whose floor a late fill is refused, and flights' leases. redis.RedisError.
 
     One walk over all keys, about a second for a million: an index of them would cost every fill."""
     client = cache()
     wanted = None if pins is None else {keys.named(pin) for pin in pins}
     gone: list[Any] = list(vectors)
     found = client.scan_iter(match=keys.of_project(project), count=SCAN_KEYS)
-    gone += [name for name in found if (wanted is None or keys.owner(name) in wanted) and not keys.is_version(name)]
+    gone += [name for name in found if (wanted is None or keys.owner(name) in wanted) and not keys.is_lease(name)]
     for at in range(0, len(gone), SCAN_KEYS):
         client.unlink(*gone[at : at + SCAN_KEYS])
 
@@ -172,7 +174,8 @@ def _begin(made: Write, policy: Policy, lane: int) -> Erasure:
     """The tombstone, and what it ends, in the caller's transaction."""
     user = made.scope.pin
     before = Job.objects.filter(lane_id=lane).exclude(kind=ERASE)
-    texts = list(_written(before))
+    lately = Q(completed_at=None) | Q(completed_at__gt=Now() - timedelta(seconds=settings.L1_TTL_SECONDS))
+    texts = list(_written(before.filter(lately)))  # vectors of earlier ones have expired
     removed, vectors = forget(user, sessions=True)
     removed["jobs"] = before.filter(state__in=UNFINISHED).count()
     gone: dict[str, Any] = {"payload": None, "payload_bytes": 0, "results": [], "failed": [], "error": ""}

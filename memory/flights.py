@@ -35,7 +35,7 @@ return {took and 1 or 0, redis.call('GET', KEYS[2])}
 """
 _LAND = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
-_flying: dict[Hashable, Future[Any]] = {}
+_flying: dict[Hashable, tuple[Future[Any], Deadline]] = {}
 _lock = threading.Lock()
 
 
@@ -46,20 +46,18 @@ def join(key: Hashable, load: Callable[[], T], deadline: Deadline, project: int 
     Joining is counted for the project.
     """
     while True:
+        mine: Future[T] = Future()
         with _lock:
-            flight = _flying.get(key)
-            leads = flight is None
-            if flight is None:
-                flight = _flying[key] = Future()
-        if leads:
-            return _lead(key, flight, load), True
+            flight, leaders = _flying.setdefault(key, (mine, deadline))
+        if flight is mine:
+            return _lead(key, mine, load), True
         metrics.count("loads_joined", project=project)
         try:
             return flight.result(timeout=deadline.remaining()), False
         except NotDone as error:
             raise OriginTimeout("an identical search is still under way") from error
         except OriginTimeout:
-            if deadline.passed:
+            if deadline.passed or not leaders.passed:
                 raise
 
 

@@ -78,9 +78,9 @@ def owner(name: bytes) -> tuple[str, str] | None:
     return (parts[2], parts[3]) if len(parts) == 4 else None
 
 
-def is_version(name: bytes) -> bool:
-    """Whether a key is the copy of some pin's version: a number, no text."""
-    return name.endswith(b"}:v")
+def is_lease(name: bytes) -> bool:
+    """Whether a key is the copy of some pin's version, or a load's lease: numbers, no text."""
+    return name.endswith(b"}:v") or b"}:f:" in name
 
 
 def named(pin: Pin) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from django.conf import settings
@@ -250,7 +251,8 @@ def _load(
     def ask_once() -> tuple[Entry, bool]:
         if trip is None:
             return ask(), True
-        entry, here = stack.L2.load_once(query, version.number, policy.generation, ask, deadline)
+        good = partial(_good, policy=policy, trip=trip)
+        entry, here = stack.L2.load_once(query, version.number, policy.generation, ask, good, deadline)
         if not here:
             stack.L0.put(query, entry, version, policy.generation, _store_now(trip))
         return entry, here
@@ -322,9 +324,12 @@ def served(entry: Entry, policy: Policy) -> bool:
 
 def _copy(trip: Trip | None, policy: Policy) -> Entry | None:
     entry = trip.entry if trip else None
-    if entry is None or expired(entry, _store_now(trip)) or not served(entry, policy):
-        return None
-    return entry
+    return entry if entry is not None and _good(entry, policy, trip) else None
+
+
+def _good(entry: Entry, policy: Policy, trip: Trip | None) -> bool:
+    """Whether what L2 holds may be served at all, whatever its version."""
+    return not expired(entry, _store_now(trip)) and served(entry, policy)
 
 
 def _fill(query: Query, entry: Entry, version: Version, policy: Policy, trip: Trip | None) -> None:

@@ -88,7 +88,7 @@ def sweep() -> int:
         return 0
     _free_lanes_of_the_dead()
     delivery.complete_overdue()
-    delivery.complete_due()
+    delivery.complete_erasures()
     woken = _wake_due_lanes()
     lifecycle.sweep()
     signals.swept.send(sender=None)

@@ -7,7 +7,9 @@ token before PostgreSQL is read, `store` keeps a copy only while that token stan
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, wait
 from typing import Literal
 
 import redis
@@ -74,6 +76,9 @@ WITH now AS (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS
 UPDATE memory_pinversion SET version = greatest(version + 1, micros), floor = greatest(version + 1, micros) FROM now
 WHERE project_id = %s
 """
+_coming: dict[Pin, Future[Version]] = {}
+_under_way: dict[Pin, Future[Version]] = {}
+_lock = threading.Lock()
 _LOCKS = {"share": "FOR KEY SHARE", "move": "FOR NO KEY UPDATE", "exclude": "FOR UPDATE"}
 _READ = "SELECT version, floor FROM memory_pinversion WHERE project_id = %s AND kind = %s AND pin_id = %s"
 
@@ -90,7 +95,7 @@ def current(pin: Pin, generation: int) -> Version:
     try:
         copy, token = _script(TAKE)(keys=_keys(pin, generation), args=[secrets.token_hex(8), _lease_ms()])
     except redis.RedisError:
-        return stored(pin)
+        return _shared(pin)
     if copy is not None:
         return parse(pin, copy, asked)
     version = stored(pin)
@@ -109,6 +114,34 @@ def stored(pin: Pin) -> Version:
     except DatabaseError as error:
         raise DatabaseUnavailable("the version cannot be read") from error
     return Version(pin, number, floor, asked)
+
+
+def _shared(pin: Pin) -> Version:
+    """`stored`, asked once for all requests of this process that came before the asking began (PROTOCOL B6): one that
+    is under way already may have read what is old by now."""
+    with _lock:
+        coming = _coming.get(pin)
+        leads = coming is None
+        if coming is None:
+            coming = _coming[pin] = Future()
+    if not leads:
+        return coming.result()
+    if (before := _under_way.get(pin)) is not None:
+        wait([before])
+    with _lock:
+        del _coming[pin]
+        _under_way[pin] = coming
+    try:
+        version = stored(pin)
+    except BaseException as error:  # whatever ends this reading must not leave others waiting for it
+        coming.set_exception(error)
+        raise
+    finally:
+        with _lock:
+            if _under_way.get(pin) is coming:
+                del _under_way[pin]
+    coming.set_result(version)
+    return version
 
 
 def move(pins: Iterable[Pin], *, floor: bool = False) -> list[Version]:

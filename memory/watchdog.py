@@ -29,6 +29,7 @@ THRESHOLDS: dict[str, tuple[float, float, str]] = {
 }
 """From which value on somebody should look, and from which be called."""
 
+# By project, where that is, so that the indexes over unfinished and failed jobs serve among millions of others.
 _AGES = """
 SELECT
     (SELECT extract(epoch FROM clock_timestamp() - min(accepted_at)) FROM memory_job

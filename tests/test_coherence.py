@@ -34,8 +34,8 @@ from tests.failing_mem0 import FailingMem0
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-EXAMPLES = 150
-STEPS = 24
+EXAMPLES = 400
+STEPS = 20
 LEAST_OVERLAPPED = 0.2
 EVENTUAL_SECONDS = 0.03
 PATIENCE_SECONDS = 20.0
@@ -222,7 +222,7 @@ class Coherence(RuleBasedStateMachine):
         if any(one.reached.is_set() and one.query.scope.pin in scope.pins() for one in self.open):
             self.overlapped = True
         pin = moved[0].pin
-        mine = Query(Scope(scope.project, **{f"{pin.kind}_id": pin.id}), "?")
+        mine = self.question(Scope(scope.project, **{f"{pin.kind}_id": pin.id}))
         self.look(Wish(min_version=moved[0].number), mine, at_least=state)  # the writer's own next question
 
     @rule(who=NAMED)
@@ -242,7 +242,7 @@ class Coherence(RuleBasedStateMachine):
     @rule(target=readings, process=PROCESSES, who=ASKED)
     def read_begins(self, process, who):
         """A strict read; where no layer has it current it stops inside Mem0."""
-        reading = Reading(process, Query(self.scope(who), "?"), Wish(), self.scope(who).project)
+        reading = Reading(process, self.question(self.scope(who)), Wish(), self.scope(who).project)
         reading.start(slow=True)
         if reading.settled():
             self.check(reading)
@@ -267,12 +267,12 @@ class Coherence(RuleBasedStateMachine):
     @rule(process=PROCESSES, who=ASKED, consistency=st.sampled_from(["strict", "eventual", "fresh"]))
     def ask(self, process, who, consistency):
         """A read from beginning to end."""
-        self.look(Wish(consistency), Query(self.scope(who), "?"), process)
+        self.look(Wish(consistency), self.question(self.scope(who)), process)
 
     @rule(process=PROCESSES, who=ASKED, milliseconds=st.integers(0, 20))
     def ask_bounded(self, process, who, milliseconds):
         """Likewise, content with what is a little old."""
-        self.look(Wish("bounded", max_age_ms=milliseconds), Query(self.scope(who), "?"), process)
+        self.look(Wish("bounded", max_age_ms=milliseconds), self.question(self.scope(who)), process)
 
     # -- what goes wrong ----------------------------------------------------------------------------------------------
 
@@ -295,7 +295,7 @@ class Coherence(RuleBasedStateMachine):
         """CACHE drops a key."""
         scope = self.scope(who)
         generation = projects.policy(scope.project).generation
-        query = Query(scope, "?")
+        query = self.question(scope)
         if what == "result":
             names = [keys.result(scope.pin, generation, query.fingerprint)]
         elif what == "flight":
@@ -398,6 +398,9 @@ class Coherence(RuleBasedStateMachine):
     def scope(self, who: tuple[int, str | None, str | None, str | None]) -> Scope:
         project, *ids = who
         return Scope(world.projects[project], *(f"{name}{self.example}" if name else None for name in ids))
+
+    def question(self, scope: Scope) -> Query:
+        return Query(scope, "?", top_k=1000)
 
     def upstream(self, scope: Scope) -> Scope:
         """The scope by the ids under which Mem0 has it."""

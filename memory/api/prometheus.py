@@ -16,6 +16,7 @@ from rest_framework.exceptions import AuthenticationFailed
 
 from memory import db, metrics, status, upkeep, watchdog
 from memory.api import problems
+from memory.errors import DatabaseUnavailable
 from memory.models import CounterTotal
 from memory.redis_client import cache
 from memory.tenancy import auth, keys
@@ -31,7 +32,11 @@ Sample = tuple[Labels, float]
 @require_safe
 def page(request: HttpRequest) -> HttpResponse:
     """The metrics, for whoever METRICS_ACCESS lets in. While PostgreSQL is away they say that alone."""
-    if not _admitted(request):
+    try:
+        admitted = _admitted(request)
+    except DatabaseUnavailable:
+        return problems.answer(request, "database_unavailable")
+    if not admitted:
         return problems.answer(request, "forbidden", "A key with the scope admin is needed.")
     try:
         upkeep.flush_counts()

@@ -249,7 +249,7 @@ class Guarded:
         return self._call(lambda: self.backend.history(memory_id, deadline), deadline)
 
     def forget(self, scope: Scope, deadline: Deadline) -> bool:
-        """See Backend."""
+        """See Backend. Over REST nothing is asked for it, so there is nothing to count."""
         return self.backend.forget(scope, deadline)
 
     def find_marked(self, scope: Scope, job: str, texts: Sequence[str], deadline: Deadline) -> Listing:

@@ -32,7 +32,7 @@ WARMING_PART = 0.5
 """Of burst and places, what warming may use: the rest is always there for live calls."""
 RAMP_LEAST = 0.1
 LEASE_MARGIN_SECONDS = 1.0
-LOOK_SECONDS = 0.01
+LOOK_SECONDS = 0.03
 """Before a call for which there is no place looks again."""
 
 # GCRA: `tat` is when the calls let through so far would have ended, made at an even pace. A place is held by a token

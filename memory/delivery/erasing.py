@@ -53,7 +53,7 @@ def work(job: Job, hold: Hold, backend: Backend) -> bool:
     return lanes.wait(job, hold, settle.settle_seconds(job), "settling")
 
 
-def complete_due() -> int:
+def complete_erasures() -> int:
     """Drop what is still cached of erased users, and end the erases after which no reader can be behind."""
     due = Erasure.objects.filter(emptied_at__isnull=False, completed_at=None).select_related("job")
     for erasure in due.filter(dropped_at=None)[:MOST_DUE]:

@@ -124,14 +124,20 @@ class ResultLayer:
             raise LayerUnavailable(NAME, type(error).__name__) from error
 
     def load_once(
-        self, query: Query, version: int, generation: int, load: Callable[[], Entry], deadline: Deadline
+        self,
+        query: Query,
+        version: int,
+        generation: int,
+        load: Callable[[], Entry],
+        good: Callable[[Entry], bool],
+        deadline: Deadline,
     ) -> tuple[Entry, bool]:
-        """The entry of this very version, by `load` in whichever process comes first; `load` leaves it here. Whether
-        it was this process. OriginTimeout, and what `load` raises."""
+        """The entry of this very version, by `load` in whichever process comes first, and whether it was this one.
+        `load` leaves it here; one that is not `good` was here before. OriginTimeout, and what `load` raises."""
 
         def landed(stored: bytes) -> Entry | None:
             entry = self._unpack(query, generation, stored)
-            return entry if entry is not None and entry.version == version else None
+            return entry if entry is not None and entry.version == version and good(entry) else None
 
         pin = query.scope.pin
         lease = keys.flight(pin, generation, query.fingerprint, version)

@@ -306,6 +306,24 @@ def test_b2_the_version_moves_after_an_unknown_outcome(mem0, ann):
     assert version_of(ann) > before
 
 
+def test_b2_the_version_moves_after_the_acknowledgement(mem0, ann):
+    """Whoever asks while Mem0 is at work fills what was before: the end of the job makes that unreachable."""
+    from memory import read
+    from memory.clock import Deadline
+    from memory.types import Query
+
+    def ask() -> int:
+        return read.search(Query(ann, "drink?"), policy(ann.project), Deadline.after(5)).entry.count
+
+    def asked_meanwhile(work):
+        assert ask() == 0
+        return work()
+
+    mem0.faults = [asked_meanwhile]
+    run(add(ann, "tea"))
+    assert ask() == 1
+
+
 def test_b2_the_version_does_not_move_while_mem0_certainly_did_nothing(mem0, ann):
     job = add(ann, "tea")
     before = version_of(ann)

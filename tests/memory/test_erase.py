@@ -72,7 +72,7 @@ def finish(scope: Scope) -> Erasure:
     for _ in range(8):
         deliver(scope)
         pass_time(300)
-        delivery.complete_due()
+        delivery.complete_erasures()
     erasure = Erasure.objects.latest("id")
     assert erasure.completed_at is not None, Job.objects.filter(kind="erase").values("state", "reason")
     return erasure
@@ -309,7 +309,7 @@ def finish_until_completed(scope: Scope) -> None:
     pass_time(31)
     deliver(scope)
     pass_time(10)
-    delivery.complete_due()
+    delivery.complete_erasures()
     assert Erasure.objects.get().completed_at is not None
 
 
@@ -428,7 +428,7 @@ def test_without_redis_it_is_not_completed_until_what_it_held_is_gone(mem0, ann,
     request.getfixturevalue("dead_redis")
     deliver(ann)
     pass_time(3600)
-    delivery.complete_due()
+    delivery.complete_erasures()
     shown = erase.receipt(Erasure.objects.get())
     assert (shown["status"], shown["reason"]) == ("stored", "cache_unavailable")
     from memory import redis_client
@@ -439,11 +439,11 @@ def test_without_redis_it_is_not_completed_until_what_it_held_is_gone(mem0, ann,
 def test_it_is_completed_no_sooner_than_bounded_readers_know(mem0, ann, settings):
     begin(ann)
     deliver(ann)
-    assert delivery.complete_due() == 0
+    assert delivery.complete_erasures() == 0
     pass_time(settings.BOUNDED_MAX_AGE_MS / 1000 - 1)
-    assert delivery.complete_due() == 0
+    assert delivery.complete_erasures() == 0
     pass_time(1)
-    assert delivery.complete_due() == 1
+    assert delivery.complete_erasures() == 1
 
 
 @pytest.mark.parametrize("at", ["list", "delete_all", "list again", "forget"])
@@ -487,9 +487,9 @@ def test_killed_after_the_commit_the_sweeper_ends_it(mem0, redis, ann, step, mon
     assert Erasure.objects.get().emptied_at is not None
     upkeep.sweep()
     pass_time(60)
-    assert delivery.complete_due() == 1
+    assert delivery.complete_erasures() == 1
     assert [name for name in redis.keys("*") if b"user.ann" in name and not name.endswith(b"}:v")] == []
-    assert erasing.complete_due() == 0
+    assert erasing.complete_erasures() == 0
 
 
 # -- again ------------------------------------------------------------------------------------------------------------

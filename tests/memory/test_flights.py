@@ -145,7 +145,7 @@ def test_a_follower_shares_the_leaders_error_but_not_its_lack_of_time():
 
     def lead() -> None:
         with pytest.raises(OriginTimeout):
-            flights.join("k", short, Deadline.after(0.01))
+            flights.join("k", short, Deadline.after(0))
 
     def follow() -> None:
         outcomes.append(flights.join("k", lambda: "mine", Deadline.after(5)))
@@ -153,7 +153,7 @@ def test_a_follower_shares_the_leaders_error_but_not_its_lack_of_time():
     leader = threading.Thread(target=lead)
     leader.start()
     eventually(lambda: "k" in flights._flying)
-    flight = flights._flying["k"]
+    flight, _ = flights._flying["k"]
     follower = threading.Thread(target=follow)
     follower.start()
     eventually(lambda: flight._condition._waiters)  # type: ignore[attr-defined]
@@ -161,3 +161,27 @@ def test_a_follower_shares_the_leaders_error_but_not_its_lack_of_time():
     leader.join()
     follower.join()
     assert outcomes == [("mine", True)]
+
+
+def test_a_follower_shares_what_mem0_said_to_the_leader():
+    """Mem0 itself gave up: if each follower asked again it would be asked by all of them, one after the other."""
+    go = threading.Event()
+    asked: list[int] = []
+
+    def refused() -> str:
+        asked.append(1)
+        go.wait(5)
+        raise OriginTimeout("504")
+
+    def ask() -> None:
+        with pytest.raises(OriginTimeout):
+            flights.join("k", refused, Deadline.after(30))
+
+    threads = [threading.Thread(target=ask) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: "k" in flights._flying and len(flights._flying["k"][0]._condition._waiters) == 4)  # type: ignore[attr-defined]
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert len(asked) == 1

@@ -108,6 +108,21 @@ def test_b8_a_late_fill_does_not_take_a_newer_answers_place(mem0, ann, redis):
     assert stack.L2.fetch(query, 1).entry.version > old.version
 
 
+def test_b8_a_late_fill_costs_no_search_of_what_was_computed_after_it(mem0, ann, monkeypatch):
+    """A slow reader of the version before fills after the next reader: every other process still has the newer one."""
+    add(ann, "tea")
+    ask(ann)
+    query = Query(ann, "drink?")
+    old = stack.L2.fetch(query, 1).entry
+    add(ann, "coffee")
+    ask(ann)
+    searches = mem0.calls.count("search")
+    stack.L2.put(query, old, 1, old.as_of)
+    another_process(monkeypatch)
+    assert ask(ann).layer == "L2"
+    assert mem0.calls.count("search") == searches
+
+
 def test_other_words_filters_and_sizes_are_other_questions(mem0, ann):
     add(ann, "tea")
     for more in ({}, {"top_k": 5}, {"threshold": 0.5}, {"filters": '{"a":1}'}, {"show_expired": True}):
@@ -258,7 +273,7 @@ def test_b10_an_entry_in_redis_is_not_served_after_something_in_it_has_expired(m
     entry = stack.L2.fetch(query, 1).entry
     redis.set(keys.result(ann.pin, 1, query.fingerprint), pack(replace(entry, valid_until=entry.as_of)))
     another_process(monkeypatch)
-    assert ask(ann).layer == "L4"
+    assert (ask(ann).layer, mem0.calls.count("search")) == ("L4", 2)
 
 
 def test_an_outage_of_mem0_serves_the_copy_labelled(mem0, ann):

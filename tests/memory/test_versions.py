@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from django.db import transaction
 
-from memory import keys, versions
+from memory import db, keys, versions
 from memory.models import Project
 from memory.types import Pin
+from tests.live import eventually
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -34,6 +38,15 @@ def test_a_clock_set_back_cannot_repeat_a_version(redis, pin):
     far = 2**52
     PinVersion.objects.create(project_id=pin.project, kind=pin.kind, pin_id=pin.id, version=far)
     assert move(pin)[0].number == far + 1
+
+
+def test_a_version_is_never_one_that_was_before_a_restore(redis, pin):
+    """A backup brings back the row of before: what was computed since must not come to life again."""
+    from memory.models import PinVersion
+
+    first, lost = move(pin)[0].number, move(pin)[0].number
+    PinVersion.objects.update(version=first)
+    assert move(pin)[0].number not in (first, lost)
 
 
 def test_a_pin_never_written_has_version_zero(redis, pin):
@@ -106,6 +119,39 @@ def test_an_older_publication_never_replaces_a_newer_copy(redis, pin):
 
 def test_publication_says_when_redis_did_not_confirm(pin, settings, dead_redis):
     assert versions.publish(move(pin)) is False
+
+
+def test_b6_without_redis_one_reading_serves_all_who_came_before_it_began(pin, dead_redis, monkeypatch):
+    """The first reading is under way when a write commits; five more readers come and must see the write."""
+    began, go = threading.Event(), threading.Event()
+    readings: list[int] = []
+    stored = versions.stored
+
+    def slow(of: Pin) -> versions.Version:
+        found = stored(of)
+        readings.append(found.number)
+        if len(readings) == 1:
+            began.set()
+            go.wait(5)
+        return found
+
+    def read() -> int:
+        try:
+            return versions.current(pin, 1).number
+        finally:
+            db.release()
+
+    monkeypatch.setattr(versions, "stored", slow)
+    with ThreadPoolExecutor(6) as executor:
+        first = executor.submit(read)
+        began.wait(5)
+        number = move(pin)[0].number
+        later = [executor.submit(read) for _ in range(5)]
+        eventually(lambda: pin in versions._coming)
+        go.set()
+        assert first.result() < number
+        assert {one.result() for one in later} == {number}
+    assert len(readings) <= 3
 
 
 def test_the_floor_rises_only_when_asked(redis, pin):

@@ -146,6 +146,17 @@ def test_b9_without_postgresql_and_mem0_the_copy_is_served_as_long_and_then_503(
     assert int(refused["Retry-After"]) >= 1
 
 
+def test_b5_a_generation_is_not_believed_longer_than_a_lease(api, known, postgres, monkeypatch, redis):
+    """Others may have moved it meanwhile: a copy of a version that stands under it proves nothing."""
+    pin = ann()
+    copy = redis.get(keys.version(pin, 1))
+    postgres.stop()
+    later(configured.VERSION_LEASE_SECONDS + 1, monkeypatch)
+    redis.set(keys.version(pin, 1), copy)
+    redis.set(keys.pending(pin, 1), b"[0,[]]")
+    assert labels(search(api)) == ("L4", False, False, "version_unknown")
+
+
 def test_without_postgresql_writes_are_503_and_nothing_is_half_written(api, known, postgres):
     jobs = Job.objects.count()
     postgres.stop()

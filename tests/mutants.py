@@ -1,0 +1,352 @@
+"""`make mutants`: each guard of the protocol is removed from a copy of the tree, and the test that holds it must fail.
+
+A guard is named by its own text, which must stand once in the product; where a change of the code has moved or reworded
+it, this says so and fails, so that no mutant is quietly a patch of nothing. The tests themselves must pass before.
+
+    python -m tests.mutants            all of them
+    python -m tests.mutants floor      those whose name holds a word
+"""
+
+from __future__ import annotations
+
+import py_compile
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PRODUCT = ("memory", "cachewarm", "memsvc")
+LEFT_OUT = (".git", ".venv", ".memsvc", "__pycache__", ".hypothesis", ".*_cache")
+READ, VERSIONS, PENDING = "tests/memory/test_read.py", "tests/memory/test_versions.py", "tests/memory/test_pending.py"
+DELIVERY, FLIGHTS, GATE = (
+    "tests/memory/test_delivery.py",
+    "tests/memory/test_flights.py",
+    "tests/memory/backends/test_gate.py",
+)
+OUTAGES = "tests/memory/api/test_outages.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One guard: its text, what stands in its place without it, and the test that must fail then."""
+
+    name: str
+    guard: str
+    without: str
+    test: str
+
+
+MUTANTS = (
+    Mutant(
+        "version read after the load",
+        "    return _counted(replace(answer, pending=unstored), policy)\n",
+        "    late = versions.current(query.scope.pin, policy.generation)\n"
+        "    entry = replace(answer.entry, version=late.number)\n"
+        "    stack.L0.put(query, entry, late, policy.generation, entry.as_of)\n"
+        "    return _counted(replace(answer, pending=unstored), policy)\n",
+        f"{READ}::test_b8_an_answer_loaded_across_a_write_is_never_served_after_it",
+    ),
+    Mutant(
+        "look-up in L0 without equality",
+        "if held is None or held.entry.version != version.number:",
+        "if held is None:",
+        f"{READ}::test_g2_the_search_after_a_completed_write_sees_it_on_every_process",
+    ),
+    Mutant(
+        "look-up in L2 without equality",
+        "if copy is not None and copy.version == version.number:",
+        "if copy is not None:",
+        f"{READ}::test_g2_the_search_after_a_completed_write_sees_it_on_every_process",
+    ),
+    Mutant(
+        "fill without compare",
+        "if tonumber(version) > tonumber(ARGV[2]) or tonumber(floor) > tonumber(ARGV[2]) then return 0 end",
+        "",
+        f"{READ}::test_b8_a_late_fill_costs_no_search_of_what_was_computed_after_it",
+    ),
+    Mutant(
+        "lease counted from the SET",
+        "left = _lease_ms() - int((clock.now() - version.confirmed_at) * 1000)",
+        "left = _lease_ms()",
+        f"{VERSIONS}::test_a_publication_counts_its_lease_from_before_the_rows_were_locked",
+    ),
+    Mutant(
+        "copy of a version stored without its token",
+        "if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end\nlocal copy",
+        "local copy",
+        f"{VERSIONS}::test_b6_a_late_reader_cannot_store_under_anothers_token",
+    ),
+    Mutant(
+        "copy of the pending set stored without its token",
+        "if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end\nlocal left",
+        "local left",
+        f"{PENDING}::test_a_late_reader_cannot_store_under_anothers_token",
+    ),
+    Mutant(
+        "completion that does not wait out the lease",
+        "    if not versions.publish(moved):\n        return False\n",
+        "    versions.publish(moved)\n",
+        f"{DELIVERY}::test_b7_without_confirmation_the_job_stays_stored_for_a_whole_lease",
+    ),
+    Mutant(
+        "version unmoved on an unknown outcome",
+        "moved = completion.move(job)\n        Job.objects.filter(pk=job.pk).update(\n            next_attempt_at=",
+        "moved = []\n        Job.objects.filter(pk=job.pk).update(\n            next_attempt_at=",
+        f"{DELIVERY}::test_b2_the_version_moves_after_an_unknown_outcome",
+    ),
+    Mutant(
+        "version moved before the acknowledgement, and not after it",
+        "        moved = move(job) if touched else []\n",
+        "        moved = [versions.stored(pin) for pin in target.pins()]\n",
+        f"{DELIVERY}::test_b2_the_version_moves_after_the_acknowledgement",
+    ),
+    Mutant(
+        "a plain counter as version",
+        "version = greatest(p.version + 1, excluded.version)",
+        "version = p.version + 1",
+        f"{VERSIONS}::test_a_version_is_never_one_that_was_before_a_restore",
+    ),
+    Mutant(
+        "a version that goes back with the clock",
+        "version = greatest(p.version + 1, excluded.version)",
+        "version = excluded.version",
+        f"{VERSIONS}::test_a_clock_set_back_cannot_repeat_a_version",
+    ),
+    Mutant(
+        "floor ignored by eventual",
+        "least = max(version.floor, wish.min_version)",
+        "least = wish.min_version",
+        f"{READ}::test_b9_eventual_serves_nothing_below_the_floor",
+    ),
+    Mutant(
+        "floor ignored in an outage",
+        "found.entry.version >= version.floor",
+        "True",
+        f"{READ}::test_b9_an_outage_serves_nothing_below_the_floor",
+    ),
+    Mutant(
+        "settle time 0",
+        "        settle_seconds(attempt.job) - (now",
+        "        0.0 - (now",
+        f"{DELIVERY}::test_a5_the_attempt_of_a_killed_worker_may_still_run_inside_a_remote_mem0",
+    ),
+    Mutant(
+        "no look for the mark",
+        "        _adopt(job, found.memories)\n",
+        "",
+        f"{DELIVERY}::test_a5_a_lost_answer_is_found_by_its_mark_and_not_sent_again",
+    ),
+    Mutant(
+        "no fence on the lane",
+        ".filter(pk=hold.lane, fence=hold.fence).exists():\n        raise LaneLost\n",
+        ".filter(pk=hold.lane).exists():\n        raise LaneLost\n",
+        f"{DELIVERY}::test_a2_a_holder_that_lost_its_lane_records_nothing",
+    ),
+    Mutant(
+        "pending read after the version",
+        "        unstored = _quietly(lambda: pending.current(pin, policy.generation))\n",
+        "        early = _quietly(lambda: versions.current(pin, policy.generation))\n"
+        "        unstored = _quietly(lambda: pending.current(pin, policy.generation))\n"
+        "        if early is not None:\n            return unstored, early\n",
+        f"{PENDING}::test_no_fact_is_in_neither_while_a_job_ends",
+    ),
+    Mutant(
+        "cut listing taken as complete",
+        "complete=len(memories) < LIST_LIMIT)",
+        "complete=True)",
+        "tests/memory/backends/test_mem0_rest.py::test_a_listing_of_a_thousand_is_taken_as_cut",
+    ),
+    Mutant(
+        "cut listing ranked in place of Mem0",
+        "kept[0].embedder != made_by or not kept[0].complete",
+        "kept[0].embedder != made_by",
+        "tests/memory/layers/test_l3_summaries.py::test_an_incomplete_list_never_ranks_in_place_of_mem0",
+    ),
+    Mutant(
+        "error cached as empty",
+        "        found = stack.backend(policy).search(query, deadline)\n        entry = encode(",
+        "        try:\n            found = stack.backend(policy).search(query, deadline)\n"
+        "        except OriginError:\n            found = []\n        entry = encode(",
+        f"{READ}::test_g9_an_error_is_not_cached_as_empty",
+    ),
+    Mutant(
+        "degraded answer stored in L2",
+        "    best = max(allowed, key=lambda found: found.entry.version)\n",
+        "    best = max(allowed, key=lambda found: found.entry.version)\n"
+        "    _fill(query, replace(best.entry, version=version.number), version, policy, trip)\n",
+        f"{READ}::test_a_degraded_answer_is_not_kept",
+    ),
+    Mutant(
+        "key without project",
+        "{{{pin.project}.{generation}.",
+        "{{{generation}.",
+        f"{READ}::test_g1_the_same_question_of_another_user_or_project_is_another_question",
+    ),
+    Mutant(
+        "tombstone ignored by a job accepted before",
+        '        **gone, state="failed", reason=ERASED, completed_at=Now(), dismissed_at=Now()\n',
+        "        payload_bytes=0\n",
+        "tests/memory/test_erase.py::test_what_waits_ends_erased_and_is_never_sent",
+    ),
+    Mutant(
+        "tombstone ignored by a job under way",
+        "if job is not None and not Job.objects.filter(pk=job.pk, state__in=SENDABLE).exists():",
+        "if False:",
+        "tests/memory/test_erase.py::test_a_delivery_under_way_is_waited_out_and_its_memory_goes",
+    ),
+    Mutant(
+        "valid_until ignored in L0",
+        "held.generation != generation or held.expired",
+        "held.generation != generation",
+        f"{READ}::test_b10_an_answer_dies_with_the_memory_that_expires_in_it",
+    ),
+    Mutant(
+        "valid_until ignored in L2",
+        "return not expired(entry, _store_now(trip)) and served(entry, policy)",
+        "return served(entry, policy)",
+        f"{READ}::test_b10_an_entry_in_redis_is_not_served_after_something_in_it_has_expired",
+    ),
+    Mutant(
+        "filled shortly before it expires",
+        "store_now + FILL_MARGIN_US < entry.valid_until",
+        "True",
+        f"{READ}::test_b10_an_answer_dies_with_the_memory_that_expires_in_it",
+    ),
+    # -- of the same kind, beyond the protocol's own list -------------------------------------------------------------
+    Mutant(
+        "a lock that keeps accepting out while a job ends",
+        "select_for_update(no_key=True).filter(pk=hold.lane",
+        "select_for_update().filter(pk=hold.lane",
+        "tests/memory/test_write.py::test_accepting_and_ending_jobs_of_one_user_at_once_never_lock_each_other_out",
+    ),
+    Mutant(
+        "bounded counted from the fill",
+        "if held is None or (clock.now() - held.confirmed_at) * 1000 > milliseconds or not",
+        "if held is None or not",
+        f"{READ}::test_g5_bounded_answers_without_any_store_until_its_age",
+    ),
+    Mutant(
+        "eventual of any age",
+        " and one[2] <= oldest]",
+        "]",
+        f"{READ}::test_eventual_is_at_most_so_old",
+    ),
+    Mutant(
+        "a generation believed for ever",
+        "believed=asked - known[1] < settings.VERSION_LEASE_SECONDS",
+        "believed=True",
+        f"{OUTAGES}::test_b5_a_generation_is_not_believed_longer_than_a_lease",
+    ),
+    Mutant(
+        "a copy served although its floor is not known",
+        "_confirmed(query, policy, settings.BOUNDED_MAX_AGE_MS)",
+        "_confirmed(query, policy, 10**9)",
+        f"{OUTAGES}::test_b9_without_postgresql_others_get_the_copy_only_while_its_floor_is_known",
+    ),
+    Mutant(
+        "a wait for PostgreSQL without end",
+        "poller.poll(None if limit == inf else limit * 1000)",
+        "poller.poll(None if limit == inf else 60_000)",
+        "tests/memsvc/test_postgres_pool.py"
+        "::test_a_statement_without_an_answer_is_given_up_and_its_connection_never_used_again",
+    ),
+    Mutant(
+        "an outage of PostgreSQL waited for by each request",
+        '            if self._trouble != "silent":\n                self._trouble = trouble\n',
+        "",
+        "tests/memsvc/test_postgres_pool.py"
+        "::test_while_postgresql_refuses_connections_everybody_is_told_at_once_and_one_thread_asks",
+    ),
+    Mutant(
+        "a flight's lease taken without a look at what has landed",
+        "            if landed is not None:\n",
+        "            if landed is not None and not took:\n",
+        f"{FLIGHTS}::test_whoever_finds_it_computed_meanwhile_does_not_load",
+    ),
+    Mutant(
+        "a flight's lease that others may end",
+        "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0",
+        "return redis.call('DEL', KEYS[1])",
+        f"{FLIGHTS}::test_a_holder_whose_lease_ran_out_does_not_end_the_next_ones",
+    ),
+    Mutant(
+        "a flight's lease shorter than its load",
+        "(deadline.remaining() + MARGIN_SECONDS) * 1000)\n    took",
+        "100)\n    took",
+        f"{FLIGHTS}::test_the_lease_outlasts_the_load_it_is_held_for",
+    ),
+    Mutant(
+        "flights of one process only",
+        "        entry, here = stack.L2.load_once(query, version.number, policy.generation, ask, good, deadline)\n",
+        "        entry, here = ask(), True\n",
+        "tests/test_one_search.py",
+    ),
+    Mutant(
+        "no rate before Mem0",
+        "if over > 0 then return {0, math.ceil(over)} end",
+        "",
+        f"{GATE}::test_g7_two_processes_together_stay_within_the_rate",
+    ),
+    Mutant(
+        "warming before live calls",
+        "part = WARMING_PART if _warming.get() else 1.0",
+        "part = 1.0",
+        f"{GATE}::test_warming_leaves_half_to_live_calls",
+    ),
+    Mutant(
+        "everything at once after an outage",
+        "                gate.of(self.name).ramp()\n",
+        "                pass\n",
+        f"{GATE}::test_a_breaker_that_closes_opens_the_gate_a_little_at_first",
+    ),
+)
+
+
+def main(words: Sequence[str]) -> int:
+    """Try the mutants whose names hold one of the words; 0 if every one is caught."""
+    chosen = [one for one in MUTANTS if not words or any(word in one.name for word in words)]
+    tests = sorted({one.test for one in chosen})
+    print(f"{len(tests)} tests without any mutant: ", end="", flush=True)
+    status, said = _pytest(ROOT, tests)
+    print("pass" if status == 0 else f"FAIL\n{said}", flush=True)
+    if status:
+        return 1
+    results = [(one, _tried(one)) for one in chosen]
+    print("\n| guard removed | outcome | by |\n|---|---|---|")
+    for one, outcome in results:
+        print(f"| {one.name} | {outcome} | `{one.test}` |")
+    caught = sum(outcome == "caught" for _, outcome in results)
+    print(f"\n{caught} of {len(results)} caught")
+    return int(caught < len(results))
+
+
+def _tried(mutant: Mutant) -> str:
+    with tempfile.TemporaryDirectory(prefix="memsvc-mutant-") as folder:
+        tree = Path(folder) / "tree"
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
+        places = [path for name in PRODUCT for path in (tree / name).rglob("*.py") if mutant.guard in path.read_text()]
+        if len(places) != 1:
+            outcome = f"NO GUARD: its text stands in {len(places)} files"
+        else:
+            text = places[0].read_text()
+            places[0].write_text(text.replace(mutant.guard, mutant.without))
+            py_compile.compile(str(places[0]), doraise=True)
+            status, _ = _pytest(tree, [mutant.test])
+            outcome = {0: "SURVIVED", 1: "caught"}.get(status, f"BROKEN: pytest ended with {status}")
+    print(f"{outcome:8} {mutant.name}", flush=True)
+    return outcome
+
+
+def _pytest(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """pytest's exit status (1: a test failed), and the end of what it said."""
+    argv = [sys.executable, "-m", "memsvc.embedded", "test", "--", *tests, "-q", "-x", "-p", "no:randomly"]
+    done = subprocess.run(argv, cwd=tree, capture_output=True, text=True, check=False)
+    return done.returncode, "\n".join(done.stdout.splitlines()[-20:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
