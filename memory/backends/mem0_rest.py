@@ -6,6 +6,7 @@ known to be wrong is refused here, without a call, so that it is never tried aga
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -53,10 +54,11 @@ class Mem0REST:
         extract_timeout: float = 100.0,
         ca_file: str = "",
         connections: int = 64,
+        guarded: bool = False,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         headers = {"X-API-Key": key} if key else {}
-        self._transport = Transport(url, headers, ca_file=ca_file, connections=connections)
+        self._transport = Transport(url, headers, ca_file=ca_file, connections=connections, guarded=guarded)
         self._host = urlsplit(url).hostname or ""
         self._timeout, self._extract_timeout = timeout, extract_timeout
         self._pause = pause
@@ -283,11 +285,19 @@ def connect() -> Backend:
     return Guarded(server())
 
 
-def server() -> Mem0REST:
-    """The server itself."""
+def of_project(url: str, key: str) -> Backend:
+    """A server that is one project's own, behind a breaker of its own, at addresses that a project may have."""
+    own = server(url, key, guarded=True)
+    own.name = f"{Mem0REST.name}:{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    return Guarded(own)
+
+
+def server(url: str | None = None, key: str | None = None, *, guarded: bool = False) -> Mem0REST:
+    """The server itself; without an address that of the settings."""
     return Mem0REST(
-        settings.MEM0_REST_API_URL,
-        key=settings.MEM0_REST_API_KEY,
+        settings.MEM0_REST_API_URL if url is None else url,
+        key=settings.MEM0_REST_API_KEY if key is None else key,
+        guarded=guarded,
         timeout=settings.MEM0_REST_API_TIMEOUT,
         extract_timeout=settings.MEM0_EXTRACT_TIMEOUT_SECONDS,
         ca_file=settings.MEM0_REST_API_CA_FILE,

@@ -24,6 +24,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from memory import clock
 from memory.clock import Deadline
 from memory.errors import OriginTimeout, OriginUnavailable
+from memory.tenancy import upstreams
 
 CONNECT_SECONDS = 3.0
 """Seconds one address may take to accept a connection."""
@@ -39,6 +40,7 @@ class _Call:
     """The call in hand on this thread, and whether any of it was given to the network."""
 
     deadline: Deadline
+    guarded: bool = False
     sent: bool = False
 
 
@@ -75,6 +77,14 @@ class _Response(http.client.HTTPResponse):
 class _Connection(HTTPConnection):
     response_class = _Response
     resting_since = 0.0
+
+    def _new_conn(self) -> socket.socket:
+        # Judged by where it has arrived, before a byte is sent: a name may lead elsewhere each time it is looked up.
+        sock = super()._new_conn()
+        if _call.get().guarded and not upstreams.permitted(self.host, sock.getpeername()[0]):
+            sock.close()
+            raise OriginUnavailable("the project's upstream leads to an address that is not public", sent=False)
+        return sock
 
     def send(self, data: Any) -> None:
         if self.sock is None:
@@ -126,7 +136,16 @@ class Reply:
 class Transport:
     """Calls to one server. Every process has connections of its own, also after a fork."""
 
-    def __init__(self, base_url: str, headers: Mapping[str, str], *, ca_file: str = "", connections: int = 64) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        headers: Mapping[str, str],
+        *,
+        ca_file: str = "",
+        connections: int = 64,
+        guarded: bool = False,
+    ) -> None:
+        self._guarded = guarded
         self._base = base_url.rstrip("/")
         self._headers = dict(headers)
         self._ca_file, self._connections = ca_file, connections
@@ -158,7 +177,7 @@ class Transport:
     ) -> Reply:
         """One request, answered whole before the deadline. OriginTimeout or OriginUnavailable otherwise, where `sent`
         says whether any byte of it was given to the network. Redirects are not followed."""
-        call = _Call(deadline)
+        call = _Call(deadline, self._guarded)
         token = _call.set(call)
         try:
             left = deadline.remaining()
