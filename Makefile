@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or 3.12; everything else comes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help up demo test conformance bench-stall bench-agreement lint audit fmt clean
+.PHONY: help up demo test conformance chaos bench-stall bench-outage bench-agreement lint audit fmt clean
 
 PYTHON := .venv/bin/python
 INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -28,8 +28,14 @@ conformance: ## Mem0's own clients against a running service; writes what they s
 	$(PYTHON) -m tests.clients.environments
 	MEMSVC_WRITE_TABLE=1 $(PYTHON) -m memsvc.embedded test -- tests/clients -q -p no:randomly $(ARGS)
 
+chaos: ## the whole service under random faults; CHAOS_RUNS and SEED choose how many and which
+	@$(INSTALL) dev && exec $(PYTHON) -m tests.chaos $(ARGS)
+
 bench-stall: ## cached hits while Mem0 stands still, beside the same hits in quiet
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.stall $(ARGS)
+
+bench-outage: ## Mem0's server away for a minute under load: what is answered, what is stored
+	@$(INSTALL) dev && exec $(PYTHON) -m bench.outage $(ARGS)
 
 bench-agreement: ## local ranking beside Mem0's own search, on the shared data
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.agreement $(ARGS)

@@ -4,21 +4,31 @@ as L3 keeps them.
     python -m bench.agreement            all samples: about three minutes, most of it embedding
     python -m bench.agreement conv-26    one
 
-Needs DATABASE_URL and REDIS_URL of a database it may write to, as tests do; what it stores it removes.
+With --url and --key it is Mem0's server at that address, which is told to embed through a service of this run: it must
+be one that may be changed.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
-import sys
+import secrets
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import django
 
-TOP = 10
+from memsvc.embedded.home import Home
+from memsvc.embedded.services import Services
+from tests.live import Live
+from tests.real_mem0 import RealMem0
+
+TOP, BATCH = 10, 50
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,7 @@ def ndcg(found: Sequence[int], relevant: frozenset[int]) -> float:
 
 def measure(sample: object, project: int = 0) -> Figures:
     """Store a sample's facts in the real Mem0, ask both sides every question, remove them again."""
-    from memory import embedders, rank
-    from memory.backends.mem0_sdk import Mem0SDK
+    from memory import embedders, rank, stack
     from memory.clock import Deadline
     from memory.layers import l3_rows
     from memory.layers.l1_vectors import CachedEmbedder
@@ -55,12 +64,13 @@ def measure(sample: object, project: int = 0) -> Figures:
     from tests.data import Sample
 
     assert isinstance(sample, Sample)
-    mem0, scope = Mem0SDK(), Scope(project, user_id=f"agreement-{sample.id}")
+    mem0, scope = stack.origin(), Scope(project, user_id=f"agreement-{sample.id}")
     made = embedders.get()
     assert made is not None
     embedder = CachedEmbedder(made, project)
     mem0.delete_all(scope, Deadline.after(60))
-    stored = mem0.add(scope, sample.facts, {}, None, Deadline.after(600))
+    batches = [sample.facts[start : start + BATCH] for start in range(0, len(sample.facts), BATCH)]
+    stored = [row for batch in batches for row in mem0.add(scope, batch, {}, None, Deadline.after(60))]
     try:
         places = {row.id: place for place, row in enumerate(stored)}
         kept = l3_rows.loosen(l3_rows.keep(embedder.embed(sample.facts, "passage")))
@@ -84,14 +94,49 @@ def measure(sample: object, project: int = 0) -> Figures:
             totals = [total + value for total, value in zip(totals, one, strict=True)]
     finally:
         mem0.delete_all(scope, Deadline.after(60))
-        mem0.forget(scope, Deadline.after(60))
     count = len(sample.questions)
     mean = [total / count for total in totals]
     return Figures(count, mean[0], mean[1], (mean[2], mean[3]), (mean[4], mean[5]), mean[6])
 
 
-def main(names: Sequence[str]) -> None:
+def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("samples", nargs="*")
+    parser.add_argument("--url")
+    parser.add_argument("--key", default="")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="memsvc-bench-") as folder, upstream(Path(folder), given.url, given.key):
+        django.setup()
+        compare(given.samples)
+
+
+@contextmanager
+def upstream(folder: Path, url: str | None, key: str) -> Iterator[None]:
+    """Settings for Mem0 in process on a PostgreSQL of this run, or for the server at `url`, which then embeds through a
+    service of this run."""
+    servers = Services(Home(folder / "servers"), cache_mb=64, durable=False)
+    for server in servers.every.values():
+        server.start()
+    live = None
+    try:
+        own = {name: server.url for name, server in servers.every.items()}
+        own |= {"SECRET_KEY": secrets.token_hex(32), "MEM0_DIR": str(folder / "mem0"), "EMBEDDER": "local"}
+        if url:
+            own |= {"MEM0_USE_REST_API": "true", "MEM0_REST_API_URL": url, "MEM0_REST_API_KEY": key}
+            live = Live(folder / "service", servers=servers, **own).up()
+            RealMem0(url, key).embed_through(live.url, live.key)
+        os.environ.update(own, DJANGO_SETTINGS_MODULE="memsvc.settings")
+        yield
+    finally:
+        if live:
+            live.remove()
+        for server in servers.every.values():
+            server.stop()
+
+
+def compare(names: Sequence[str]) -> None:
+    """One line a sample, and one for all."""
     from tests import data
 
     print(f"{'sample':>8} {'questions':>9} {'overlap@10':>10} {'same 1st':>8}  R@10 Mem0/ours  NDCG@10 Mem0/ours  ms")
@@ -129,6 +174,4 @@ def _print(name: str, one: Figures) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "memsvc.settings")
-    django.setup()
-    main(sys.argv[1:])
+    main()

@@ -20,7 +20,7 @@ from django.utils.safestring import SafeString
 
 from cachewarm import chains, rebuild, warmset
 from cachewarm.models import RebuildRun, Topic, WarmRun
-from memory import inspect
+from memory import erase, inspect
 from memory.admin_base import Act, ModelAdmin, Shown
 from memory.clock import Deadline
 from memory.errors import OriginError, Overloaded
@@ -30,7 +30,7 @@ from memory.models import Job, MemoryUser, PinVersion, SnapshotMemory
 from memory.templatetags.operator_pages import span
 from memory.tenancy.projects import policy
 from memory.text import nfc
-from memory.types import Query, Scope
+from memory.types import Pin, Query, Scope
 
 COMPARE_SECONDS = 15.0
 SHOWN_ROWS = 20
@@ -56,6 +56,11 @@ def _warm(request: HttpRequest, user: MemoryUser) -> str | None:
 def _invalidate(request: HttpRequest, user: MemoryUser) -> str | None:
     version = invalidate(Scope(user.project_id, user.user_id), policy(user.project_id))
     return f"nothing older than {version} is served."
+
+
+def _erase(request: HttpRequest, user: MemoryUser) -> str | None:
+    begun = erase.accept(Pin(user.project_id, "user", user.user_id), policy(user.project_id))
+    return f"erase {begun} has begun; its receipt is among the erasures."
 
 
 class Ask(forms.Form):
@@ -90,6 +95,14 @@ class MemoryUserAdmin(Shown):
             question="Nothing cached of the user before now is served any more, not even while Mem0 is away.",
             permission="memory.invalidate_memoryuser",
             run=_invalidate,
+        ),
+        Act(
+            name="erase",
+            label="Erase",
+            question="Memories, sessions, pending writes and everything cached are removed, here and in Mem0. "
+            "This cannot be undone.",
+            permission="memory.erase_memoryuser",
+            run=_erase,
         ),
     )
 

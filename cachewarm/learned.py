@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import connection
 
 from cachewarm.models import LearnedQuery
-from memory import db, write
+from memory import clock, db, write
 from memory.types import Query, Scope
 
 MOST_NOTED = 2000
@@ -25,6 +25,12 @@ ON CONFLICT (project_id, user_id, fingerprint) DO UPDATE SET weight = greatest(q
     + ln(1 + exp(-least(abs(q.weight - excluded.weight), 60) * ln(2.0::float8))) / ln(2.0::float8)
 """
 _WORTH = f"(%s, %s, %s, %s::jsonb, extract(epoch FROM clock_timestamp()) / {HALF_LIFE_SECONDS} + ln(%s) / ln(2.0))"
+_ERASED = """
+SELECT e.project_id, e.user_id, extract(epoch FROM clock_timestamp() - max(e.accepted_at))::float8
+FROM memory_erasure e JOIN unnest(%s::bigint[], %s::text[]) AS u (project_id, user_id)
+    ON u.project_id = e.project_id AND u.user_id = e.user_id
+GROUP BY e.project_id, e.user_id
+"""
 _TRIM = """
 DELETE FROM cachewarm_learnedquery WHERE id IN (
     SELECT id FROM (
@@ -34,7 +40,16 @@ DELETE FROM cachewarm_learnedquery WHERE id IN (
     WHERE place > %s)
 """
 
-_noted: Counter[Query] = Counter()
+
+@dataclass(slots=True)
+class Noted:
+    """How often a question was asked since the process first noted it, at `since` on `clock.now()`."""
+
+    since: float
+    times: int = 1
+
+
+_noted: dict[Query, Noted] = {}
 _lock = threading.Lock()
 
 
@@ -43,8 +58,10 @@ def note(query: Query) -> None:
     if query.scope.user_id is None or not settings.WARM_SET_QUERIES:
         return
     with _lock:
-        if query in _noted or len(_noted) < MOST_NOTED:
-            _noted[query] += 1
+        if query in _noted:
+            _noted[query].times += 1
+        elif len(_noted) < MOST_NOTED:
+            _noted[query] = Noted(clock.now())
 
 
 def forget() -> None:
@@ -59,11 +76,12 @@ def save() -> None:
     with _lock:
         noted = dict(_noted)
         _noted.clear()
+    noted = _of_this_life(noted) if noted else {}
     if not noted:
         return
     rows = [
-        (query.scope.project, query.scope.user_id, query.fingerprint, orjson.dumps(_kept(query)).decode(), times)
-        for query, times in noted.items()
+        (query.scope.project, query.scope.user_id, query.fingerprint, orjson.dumps(_kept(query)).decode(), one.times)
+        for query, one in noted.items()
     ]
     users = sorted({(query.scope.project, query.scope.user_id or "") for query in noted})
     write.touch_users(users)
@@ -79,6 +97,27 @@ def of(scope: Scope) -> list[Query]:
     """The user's questions most worth keeping warm, best first, at most WARM_SET_QUERIES."""
     rows = LearnedQuery.objects.filter(project_id=scope.project, user_id=scope.user_id).order_by("-weight")
     return [_query(scope, row) for row in rows.values_list("query", flat=True)[: settings.WARM_SET_QUERIES]]
+
+
+def forget_user(project_id: int, user_id: str) -> tuple[int, list[str]]:
+    """Remove a user's questions, in the caller's transaction; how many, and their texts."""
+    rows = LearnedQuery.objects.filter(project_id=project_id, user_id=user_id)
+    texts = [kept["text"] for kept in rows.values_list("query", flat=True)]
+    return rows.delete()[0], texts
+
+
+def _of_this_life(noted: dict[Query, Noted]) -> dict[Query, Noted]:
+    """Those noted since their users were last erased (PROTOCOL D), if ever: by durations, as clocks differ."""
+    users = {(query.scope.project, query.scope.user_id) for query in noted}
+    with connection.cursor() as cursor:
+        cursor.execute(_ERASED, ([project for project, _ in users], [user for _, user in users]))
+        erased = {(project, user): seconds for project, user, seconds in cursor.fetchall()}
+    now = clock.now()
+    return {
+        query: one
+        for query, one in noted.items()
+        if now - one.since < erased.get((query.scope.project, query.scope.user_id), float("inf"))
+    }
 
 
 def _kept(query: Query) -> dict[str, Any]:

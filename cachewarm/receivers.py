@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 def connect(app: AppConfig) -> None:
     """Called once, when the apps are ready."""
     signals.memories_changed.connect(warm_after_write, dispatch_uid="cachewarm.write")
+    signals.erased.connect(forget_user, dispatch_uid="cachewarm.erased")
     signals.loaded.connect(learn, dispatch_uid="cachewarm.learn")
     signals.ticked.connect(save_learned, dispatch_uid="cachewarm.learned")
     signals.swept.connect(hand_over, dispatch_uid="cachewarm.sweep")
@@ -46,6 +47,12 @@ def learn(sender: object, query: Query, count: int, **_: Any) -> None:
     """Remember what the user asked, if there is such a user: one of whom nothing is known has nothing to warm."""
     if count:
         learned.note(query)
+
+
+def forget_user(sender: object, project_id: int, user_id: str, **_: Any) -> tuple[int, list[str]]:
+    """A user is being erased: their questions and warms go."""
+    runs.forget(project_id, user_id)
+    return learned.forget_user(project_id, user_id)
 
 
 def save_learned(sender: object, **_: Any) -> None:

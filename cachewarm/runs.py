@@ -150,6 +150,7 @@ def already_warm(run: WarmRun) -> bool:
 
 def step_ended(run: WarmRun, step: str) -> None:
     """Note a step, and hold on to the run for the next."""
+    metrics.count("warm_steps", step=step)
     run.step = step
     WarmRun.objects.filter(pk=run.pk, state="running").update(
         step=step,
@@ -171,6 +172,9 @@ def end(run: WarmRun, outcome: str, error: str = "") -> bool:
         if run.rebuild_id is not None:
             MemoryUser.objects.filter(project_id=run.project_id, user_id=run.user_id).update(rebuilt=run.rebuild_id)
         _tell_user(run, outcome, error)
+    metrics.observe("warm_seconds", (run.milliseconds or 0) / 1000, outcome=outcome)
+    if outcome == "completed":
+        metrics.count("warm_steps", step="record")
     metrics.count("warms", project=run.project_id, reason=run.reason, outcome=outcome)
     _log_end(run, outcome, error)
     return True
@@ -218,6 +222,11 @@ def purge() -> None:
     old = WarmRun.objects.filter(ended_at__lt=Now() - timedelta(days=KEEP_DAYS))
     while ids := list(old.values_list("pk", flat=True)[:PURGE_ROWS]):
         WarmRun.objects.filter(pk__in=ids).delete()
+
+
+def forget(project_id: int, user_id: str) -> None:
+    """Remove the runs of a user; one that is being worked on finds that somebody else has ended it."""
+    WarmRun.objects.filter(project_id=project_id, user_id=user_id).delete()
 
 
 def _close(run: WarmRun, outcome: str, error: str) -> bool:

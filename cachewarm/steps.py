@@ -11,6 +11,7 @@ from django.conf import settings
 from cachewarm import runs, summarise, warmset
 from cachewarm.models import WarmRun
 from memory import db, embedders, metrics, stack, versions
+from memory.backends import gate
 from memory.clock import Deadline
 from memory.embedders.base import Vectors
 from memory.layers.base import encode
@@ -113,7 +114,8 @@ def _lasts(entry: Entry, version: Version, rules: Policy, store_now: int) -> boo
 
 def _search(query: Query, version: Version, rules: Policy) -> Entry:
     db.release()
-    found = stack.backend(rules).search(query, Deadline.after(settings.MEM0_REST_API_TIMEOUT))
+    with gate.warming():
+        found = stack.backend(rules).search(query, Deadline.after(settings.MEM0_REST_API_TIMEOUT))
     return encode(found, version=version.number, as_of=0, ranking="upstream")
 
 

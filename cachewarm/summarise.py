@@ -13,6 +13,7 @@ from django.db.models import Q
 
 from cachewarm import topics as topic_rows
 from memory import clock, db, metrics, stack, versions
+from memory.backends import gate
 from memory.backends.filters import storable
 from memory.clock import Deadline
 from memory.layers import l3_rows
@@ -67,7 +68,8 @@ def _read(scope: Scope) -> tuple[Version, Known | None, Listing]:
     known = stack.L3.known(scope)
     upstream = stack.backend(policy_of(scope.project))
     db.release()
-    listing = upstream.list(scope, Deadline.after(settings.MEM0_REST_API_TIMEOUT))
+    with gate.warming():
+        listing = upstream.list(scope, Deadline.after(settings.MEM0_REST_API_TIMEOUT))
     return version, known, listing
 
 

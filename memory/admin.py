@@ -16,11 +16,11 @@ from django.utils import formats
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from memory import status, write
+from memory import erase, status, write
 from memory.admin_base import Act, ModelAdmin, Shown
 from memory.admin_login import ThrottledLogin
 from memory.api.fields import Ident, Wrong
-from memory.models import ApiKey, Attempt, Job, Project
+from memory.models import ApiKey, Attempt, Erasure, Job, Project
 from memory.tenancy import keys, projects, upstreams
 
 admin.site.site_header = admin.site.site_title = "memsvc"
@@ -317,6 +317,33 @@ class JobAdmin(Shown):
     def refused(self, job: Job) -> SafeString:
         """What Mem0 has refused, and why."""
         return _json(job.failed)
+
+
+@admin.register(Erasure)
+class ErasureAdmin(Shown):
+    """Erased users and the receipts: what was removed, and what nobody could."""
+
+    list_display = ("erasure_id", "user_id", "project", "state", "accepted_at", "completed_at", "looked_again_at")
+    list_select_related = ("project", "job")
+    list_filter = ("project", ("completed_at", admin.EmptyFieldListFilter))
+    search_fields = ("user_id",)
+    fields = (*list_display[:-2], "emptied_at", "completed_at", "looked_again_at", "counts", "left")
+
+    @admin.display(description="state")
+    def state(self, erasure: Erasure) -> str:
+        """How far it is, and why it waits."""
+        shown = erase.receipt(erasure)
+        return f"{shown['status']} {shown['reason'] or ''}".strip()
+
+    @admin.display(description="removed")
+    def counts(self, erasure: Erasure) -> SafeString:
+        """How many of what."""
+        return _json(erasure.removed)
+
+    @admin.display(description="remains")
+    def left(self, erasure: Erasure) -> SafeString:
+        """What nobody could remove."""
+        return _json(erasure.remains)
 
 
 def _between(first: Any, last: Any) -> str:

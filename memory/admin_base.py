@@ -120,6 +120,10 @@ class Shown(ModelAdmin):
         """The address of a row's page."""
         return reverse(f"{self.admin_site.name}:{self.opts.app_label}_{self.opts.model_name}_change", args=[row.pk])
 
+    def page_of_all(self) -> str:
+        """The address of the list."""
+        return reverse(f"{self.admin_site.name}:{self.opts.app_label}_{self.opts.model_name}_changelist")
+
     def perform(self, request: HttpRequest, act: Act, rows: list[Any]) -> None:
         """Do it to each row, tell the person, and note it in Django's log of who did what."""
         for row in rows:
@@ -157,7 +161,8 @@ class Shown(ModelAdmin):
         if request.method != "POST":
             return self.ask(request, act, [row], self.page_of(row), many=False)
         self.perform(request, act, [row])
-        return HttpResponseRedirect(self.page_of(row))
+        stays = self.get_object(request, unquote(object_id)) is not None
+        return HttpResponseRedirect(self.page_of(row) if stays else self.page_of_all())
 
     def _allowed(self, request: HttpRequest) -> list[Act]:
         return [act for act in self.acts if request.user.has_perm(act.permission)]

@@ -1,9 +1,12 @@
-"""PostgreSQL connections are few (PROTOCOL E): whoever is about to wait gives its own back first."""
+"""PostgreSQL connections are few (PROTOCOL E): whoever is about to wait gives its own back first. Nobody waits for
+PostgreSQL longer than the answer is of use."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from math import inf
+from typing import Any, cast
 
 from django.db import connection
 from psycopg2.extras import execute_values
@@ -13,6 +16,12 @@ def release() -> None:
     """Return this thread's connection to the pool, unless a transaction is open on it."""
     if not connection.in_atomic_block:
         connection.close()
+
+
+def patience(seconds: float = inf, until: float = inf) -> AbstractContextManager[None]:
+    """Within it PostgreSQL may be silent for so many seconds, and nothing waits for it after `until` (on `clock`)."""
+    # Of our own backend, which memory may not import.
+    return cast("AbstractContextManager[None]", connection.patience(seconds, until))  # type: ignore[attr-defined]
 
 
 def write_many(sql: str, rows: Sequence[Sequence[Any]], *, template: str | None = None, page: int = 500) -> None:

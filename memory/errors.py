@@ -8,6 +8,7 @@ MemsvcError
 │ ├ OriginUnavailable   retryable; nothing was sent, or the answer says nothing was done
 │ ├ OriginTimeout       retryable; the outcome of a write is unknown
 │ ├ OriginRateLimited   retryable after `retry_after`
+│ ├ OriginBusy          retryable; we ask Mem0 as often as we may: nothing was sent
 │ ├ OriginNotFound      Mem0 knows no such memory
 │ └ OriginRejected      Mem0 refused the request itself: retrying it cannot help
 ├ EmbedderError         no vector could be made
@@ -80,6 +81,13 @@ class OriginRateLimited(OriginError):
     """Mem0 asks for a pause; `retry_after` is in seconds where it said so."""
 
     code = "origin_rate_limited"
+    retryable = True
+
+
+class OriginBusy(OriginError):
+    """Our own limits on calls to Mem0 leave no room for this one before its deadline; nothing was sent."""
+
+    code = "origin_busy"
     retryable = True
 
 

@@ -1,50 +1,134 @@
-"""One load for each key at a time in this process (PROTOCOL E, G7): who asks for the same meanwhile waits for it."""
+"""One load for each key at a time (PROTOCOL E, G7): who asks for the same meanwhile waits for it.
+
+In a process by a future; across processes by a lease in CACHE that outlasts the load. While CACHE is away each process
+has flights of its own.
+"""
 
 from __future__ import annotations
 
+import random
+import secrets
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotDone
 from typing import Any, TypeVar
 
+import redis
+
 from memory import metrics
 from memory.clock import Deadline
 from memory.errors import OriginTimeout
+from memory.redis_client import cache
 
 T = TypeVar("T")
+
+MARGIN_SECONDS = 1.0
+"""By which a lease outlasts the load it is held for: loads end at their deadlines."""
+LOOK_SECONDS = 0.02
+"""Between two looks at what another process loads, on average."""
+
+# Who takes the lease looks in the same step: the holder before may just have landed.
+_TAKE = """
+local took = redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
+return {took and 1 or 0, redis.call('GET', KEYS[2])}
+"""
+_LAND = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 _flying: dict[Hashable, Future[Any]] = {}
 _lock = threading.Lock()
 
 
-def join(key: Hashable, load: Callable[[], T], deadline: Deadline) -> tuple[T, bool]:
-    """The outcome of `load` or of the one already under way for `key`, and whether this call led it.
+def join(key: Hashable, load: Callable[[], T], deadline: Deadline, project: int = 0) -> tuple[T, bool]:
+    """The outcome of `load` or of the one already under way for `key` in this process, and whether this call led it.
 
-    Followers share the leader's error. OriginTimeout for a follower whose deadline passes first.
+    Followers share the leader's error, but not its lack of time. OriginTimeout for one whose own deadline passes.
+    Joining is counted for the project.
     """
-    with _lock:
-        flight = _flying.get(key)
-        leads = flight is None
-        if flight is None:
-            flight = _flying[key] = Future()
-    if not leads:
-        metrics.count("loads_joined")
+    while True:
+        with _lock:
+            flight = _flying.get(key)
+            leads = flight is None
+            if flight is None:
+                flight = _flying[key] = Future()
+        if leads:
+            return _lead(key, flight, load), True
+        metrics.count("loads_joined", project=project)
         try:
             return flight.result(timeout=deadline.remaining()), False
         except NotDone as error:
             raise OriginTimeout("an identical search is still under way") from error
+        except OriginTimeout:
+            if deadline.passed:
+                raise
+
+
+def across(
+    lease: str,
+    result: str,
+    found: Callable[[bytes], T | None],
+    load: Callable[[], T],
+    deadline: Deadline,
+    project: int = 0,
+) -> tuple[T, bool]:
+    """The outcome of `load` in whichever process holds `lease`, and whether it was this one.
+
+    Whoever loads leaves its outcome under the key `result`, where `found` makes out whether it is the one wanted. When
+    the holder ended without, or its lease has run out, the next one loads. OriginTimeout at the deadline.
+    """
+    token = secrets.token_hex(8)
+    joined = False
+    while True:
+        try:
+            took, left = _take([lease, result], token, deadline)
+        except redis.RedisError:
+            return load(), True
+        try:
+            landed = found(left) if left is not None else None
+            if landed is not None:
+                return landed, False
+            if took:
+                return load(), True
+        finally:
+            if took:
+                _land(lease, token)
+        if not joined:
+            joined = True
+            metrics.count("loads_joined", project=project)
+        if deadline.passed:
+            raise OriginTimeout("another process is still at an identical search")
+        _pause.wait(min(deadline.remaining(), LOOK_SECONDS * random.uniform(0.5, 1.5)))  # noqa: S311
+
+
+_pause = threading.Event()
+"""Never set: what waits on it sleeps."""
+
+
+def _take(names: Sequence[str], token: str, deadline: Deadline) -> tuple[int, bytes | None]:
+    milliseconds = int((deadline.remaining() + MARGIN_SECONDS) * 1000)
+    took, left = cache().register_script(_TAKE)(keys=names, args=[token, milliseconds])
+    return took, left
+
+
+def _land(lease: str, token: str) -> None:
+    try:
+        cache().register_script(_LAND)(keys=[lease], args=[token])
+    except redis.RedisError:
+        return  # it ends by itself
+
+
+def _lead(key: Hashable, flight: Future[T], load: Callable[[], T]) -> T:
     try:
         found = load()
     except BaseException as error:  # whatever ends the leader must not leave its followers waiting
-        _land(key)
+        _leave(key)
         flight.set_exception(error)
         raise
-    _land(key)
+    _leave(key)
     flight.set_result(found)
-    return found, True
+    return found
 
 
-def _land(key: Hashable) -> None:
+def _leave(key: Hashable) -> None:
     with _lock:
         _flying.pop(key, None)

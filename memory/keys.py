@@ -57,9 +57,9 @@ def result(pin: Pin, generation: int, fingerprint: str) -> str:
     return f"{tag(pin, generation)}:q:{fingerprint}"
 
 
-def flight(pin: Pin, generation: int, fingerprint: str) -> str:
-    """The short lease of the process that loads this query."""
-    return f"{tag(pin, generation)}:f:{fingerprint}"
+def flight(pin: Pin, generation: int, fingerprint: str, version: int) -> str:
+    """The lease of the process that loads this query at this version."""
+    return f"{tag(pin, generation)}:f:{fingerprint}:{version}"
 
 
 def vector(project: int, model: str, dimensions: int, action: str, digest: str) -> str:
@@ -67,9 +67,40 @@ def vector(project: int, model: str, dimensions: int, action: str, digest: str) 
     return f"{PREFIX}:e:{project}:{quote(model, safe='')}:{dimensions}:{action}:{digest}"
 
 
+def of_project(project: int) -> str:
+    """A pattern for SCAN that every key of the project's pins matches, of whatever generation."""
+    return f"{PREFIX}:{{{project}.*"
+
+
+def owner(name: bytes) -> tuple[str, str] | None:
+    """The kind of the pin a key belongs to, and its id as it stands in keys; None for a key of no pin."""
+    parts = name.partition(b"{")[2].partition(b"}")[0].decode().split(".", 3)
+    return (parts[2], parts[3]) if len(parts) == 4 else None
+
+
+def is_version(name: bytes) -> bool:
+    """Whether a key is the copy of some pin's version: a number, no text."""
+    return name.endswith(b"}:v")
+
+
+def named(pin: Pin) -> tuple[str, str]:
+    """What `owner` says of the pin's keys."""
+    return pin.kind, quote(pin.id, safe="")
+
+
 def rate(key: int) -> str:
     """The token bucket of an API key."""
     return f"{PREFIX}:{{rate.{key}}}"
+
+
+def upstream_rate(name: str) -> str:
+    """How often an upstream has been asked lately, by all processes."""
+    return f"{PREFIX}:{{upstream.{quote(name, safe='')}}}:rate"
+
+
+def upstream_places(name: str) -> str:
+    """The calls to an upstream that are under way."""
+    return f"{PREFIX}:{{upstream.{quote(name, safe='')}}}:places"
 
 
 def breaker(name: str) -> str:

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 from django.conf import settings
 
-from memory import bulkhead, clock, db, flights, metrics, pending, signals, stack, versions
+from memory import bulkhead, clock, db, flights, metrics, pending, refreshing, signals, stack, versions
 from memory.clock import Deadline
 from memory.errors import DatabaseUnavailable, LayerError, MemsvcError, OriginError
 from memory.layers.base import encode, expired
+from memory.layers.l0_process import Held
 from memory.layers.l2_results import Trip
 from memory.pending import Pending
 from memory.tenancy.projects import Policy
@@ -38,13 +39,19 @@ class Wish:
 
 
 STRICT = Wish()
+REFRESH_SECONDS = 10.0
+"""What a search in the background may take."""
+SPARE_PART, SPARE_SECONDS = 0.1, 0.2
+"""Of a deadline, what is kept from Mem0 to fall back on a copy in."""
 
 
 _TRIP = Trip(None, None, None, 0, 0.0)
 
 
 def trip(query: Query, policy: Policy, also: Sequence[str] = ()) -> Trip | None:
-    """The one round trip of a search, with the keys `also` in it; None without Redis."""
+    """The one round trip of a search, with the keys `also` in it; None without Redis, or a generation to believe."""
+    if not policy.believed:
+        return None
     return _lookup("L2", policy, lambda: stack.L2.fetch(query, policy.generation, also))
 
 
@@ -72,9 +79,10 @@ def search(
     """
     if wish.consistency == "bounded" and (quick := _bounded(query, policy, wish)) is not None:
         return _counted(quick, policy)
-    made = trip(query, policy) if taken is _TRIP else taken
-    unstored, version = _state(query, policy, made, wish)
-    answer = _answer(query, policy, version, made, deadline, wish)
+    with db.patience(until=deadline.at):
+        made = trip(query, policy) if taken is _TRIP else taken
+        unstored, version = _state(query, policy, made, wish)
+        answer = _answer(query, policy, version, made, deadline, wish)
     return _counted(replace(answer, pending=unstored), policy)
 
 
@@ -87,11 +95,11 @@ def _answer(
     wish: Wish,
 ) -> Answer:
     if version is None:
-        return _uncached(query, policy, deadline)
+        return _uncached(query, policy, deadline, wish)
     if wish.consistency != "fresh" and (answer := _cached(query, policy, version, trip, wish)) is not None:
         return answer
     try:
-        answer = _load(query, policy, version, trip, deadline, shared=wish.consistency != "fresh")
+        answer = _load(query, policy, version, trip, _spared(deadline), shared=wish.consistency != "fresh")
     except OriginError as error:
         return _degraded(query, policy, version, trip, error)
     signals.loaded.send(sender=None, query=query, count=answer.entry.count)
@@ -139,13 +147,19 @@ def entities(policy: Policy, deadline: Deadline) -> tuple[list[dict[str, Any]], 
 
 def _bounded(query: Query, policy: Policy, wish: Wish) -> Answer | None:
     """An L0 answer whose version was confirmed recently enough: no round trip (PROTOCOL B12)."""
-    held = stack.L0.any(query, policy.generation)
+    held = _confirmed(query, policy, wish.max_age_ms)
     if held is None or held.entry.version < wish.min_version:
-        return None
-    if (clock.now() - held.confirmed_at) * 1000 > wish.max_age_ms or not served(held.entry, policy):
         return None
     version = Version(query.scope.pin, held.entry.version, 0, held.confirmed_at)
     return Answer(held.entry, version, "L0", age_ms=held.age_ms)
+
+
+def _confirmed(query: Query, policy: Policy, milliseconds: int) -> Held | None:
+    """What L0 holds at a version that was the current one so lately: nothing in it is below a later floor."""
+    held = stack.L0.any(query, policy.generation) if policy.believed else None
+    if held is None or (clock.now() - held.confirmed_at) * 1000 > milliseconds or not served(held.entry, policy):
+        return None
+    return held
 
 
 def _state(query: Query, policy: Policy, trip: Trip | None, wish: Wish) -> tuple[Pending | None, Version | None]:
@@ -154,6 +168,8 @@ def _state(query: Query, policy: Policy, trip: Trip | None, wish: Wish) -> tuple
     pin = query.scope.pin
     unstored: Pending | None
     version: Version | None
+    if not policy.believed:
+        return None, None
     if trip is not None and trip.pending is not None and trip.version is not None:
         unstored, version = trip.pending, trip.version
     else:
@@ -161,8 +177,8 @@ def _state(query: Query, policy: Policy, trip: Trip | None, wish: Wish) -> tuple
         known = trip.version if trip and unstored is None else None  # nothing was read after it
         version = known or _quietly(lambda: versions.current(pin, policy.generation))
     if version is not None and version.number < wish.min_version:
-        version = versions.stored(pin)
-        if version.number < wish.min_version:
+        version = _quietly(lambda: versions.stored(pin))
+        if version is not None and version.number < wish.min_version:
             raise VersionBehind(f"the latest version is {version}")
     return unstored, version
 
@@ -180,18 +196,44 @@ def _cached(query: Query, policy: Policy, version: Version, trip: Trip | None, w
         stack.L0.put(query, copy, version, policy.generation, _store_now(trip))
         return Answer(copy, version, "L2", age_ms=_age_ms(copy, trip))
     metrics.count("lookups", project=policy.id, layer="L2", outcome="miss")
-    if wish.consistency == "eventual" and copy is not None and version.floor <= copy.version >= wish.min_version:
-        age = _age_ms(copy, trip)
-        if age <= settings.EVENTUAL_MAX_STALE_SECONDS * 1000:
-            signals.loaded.send(sender=None, query=query, count=copy.count)
-            return Answer(copy, version, "L2", stale=True, reason="eventual", age_ms=age)
+    if wish.consistency == "eventual" and (old := _behind(query, policy, version, copy, trip, wish)) is not None:
+        refreshing.begin((query, policy.generation), lambda: _refresh(query, policy))
+        return old
     local = _lookup("L3", policy, lambda: stack.L3.get(query, version, policy))
+    metrics.count("lookups", project=policy.id, layer="L3", outcome="miss" if local is None else "hit")
     if local is None:
         return None
     entry = _dated(local, trip)
     _fill(query, entry, version, policy, trip)
     signals.loaded.send(sender=None, query=query, count=entry.count)
     return Answer(entry, version, "L3", age_ms=_age_ms(entry, trip))
+
+
+def _behind(
+    query: Query, policy: Policy, version: Version, copy: Entry | None, trip: Trip | None, wish: Wish
+) -> Answer | None:
+    """For `eventual`: the newest copy that is not below the floor, nor older than EVENTUAL_MAX_STALE_SECONDS."""
+    found = [] if copy is None else [(copy, "L2", _age_ms(copy, trip))]
+    held = stack.L0.any(query, policy.generation)
+    if held is not None and served(held.entry, policy):
+        found.append((held.entry, "L0", held.age_ms))
+    oldest = settings.EVENTUAL_MAX_STALE_SECONDS * 1000
+    least = max(version.floor, wish.min_version)
+    allowed = [one for one in found if one[0].version >= least and one[2] <= oldest]
+    if not allowed:
+        return None
+    entry, layer, age = max(allowed, key=lambda one: one[0].version)
+    return Answer(entry, version, layer, stale=True, reason="eventual", age_ms=age)
+
+
+def _refresh(query: Query, policy: Policy) -> None:
+    """Fill the layers behind an answer that was a little old, as the next strict search would."""
+    deadline = Deadline.after(REFRESH_SECONDS)
+    with db.patience(until=deadline.at):
+        made = trip(query, policy)
+        _, version = _state(query, policy, made, STRICT)
+        if version is not None:
+            _answer(query, policy, version, made, deadline, STRICT)
 
 
 def _load(
@@ -205,21 +247,51 @@ def _load(
         _fill(query, entry, version, policy, trip)
         return entry
 
+    def ask_once() -> tuple[Entry, bool]:
+        if trip is None:
+            return ask(), True
+        entry, here = stack.L2.load_once(query, version.number, policy.generation, ask, deadline)
+        if not here:
+            stack.L0.put(query, entry, version, policy.generation, _store_now(trip))
+        return entry, here
+
     db.release()
     with bulkhead.waiting():
         if not shared:
             return Answer(ask(), version, "L4", upstream_calls=1)
-        entry, led = flights.join((query, version.number, policy.generation), ask, deadline)
-    return Answer(entry, version, "L4", upstream_calls=int(led))
+        key = (query, version.number, policy.generation)
+        (entry, here), led = flights.join(key, ask_once, deadline, policy.id)
+    return Answer(entry, version, "L4", upstream_calls=int(led and here))
 
 
-def _uncached(query: Query, policy: Policy, deadline: Deadline) -> Answer:
-    """The version is unknown: no layer can be trusted and none is filled."""
+def _uncached(query: Query, policy: Policy, deadline: Deadline, wish: Wish) -> Answer:
+    """The version is unknown, so no layer can be trusted and none is filled. `eventual`, or anybody while Mem0 is away
+    too, gets what L0 holds at a version confirmed within BOUNDED_MAX_AGE_MS (PROTOCOL B9)."""
+    held = _confirmed(query, policy, settings.BOUNDED_MAX_AGE_MS)
+    if held is not None and held.entry.version < wish.min_version:
+        held = None
+    if held is not None and wish.consistency == "eventual":
+        return _unconfirmed(held, policy, "version_unknown")
+    asked = _store_now(None)
     db.release()
-    with bulkhead.waiting():
-        found = stack.backend(policy).search(query, deadline)
-    entry = encode(found, version=0, as_of=_store_now(None), ranking="upstream")
+    try:
+        with bulkhead.waiting():
+            found = stack.backend(policy).search(query, _spared(deadline))
+    except OriginError as error:
+        if held is None or not error.retryable:
+            raise
+        return _unconfirmed(held, policy, error.code)
+    entry = encode(found, version=0, as_of=asked, ranking="upstream")
     return Answer(entry, None, "L4", reason="version_unknown", upstream_calls=1)
+
+
+def _spared(deadline: Deadline) -> Deadline:
+    return Deadline(deadline.at - min(SPARE_SECONDS, deadline.remaining() * SPARE_PART))
+
+
+def _unconfirmed(held: Held, policy: Policy, reason: str) -> Answer:
+    metrics.count("degraded", project=policy.id, reason=reason)
+    return Answer(held.entry, None, "L0", stale=True, degraded=True, reason=reason, age_ms=held.age_ms)
 
 
 def _degraded(query: Query, policy: Policy, version: Version, trip: Trip | None, error: OriginError) -> Answer:

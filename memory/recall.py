@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cache as once
 from functools import partial
@@ -160,7 +161,8 @@ def _start(work: Callable[[], T]) -> Future[T]:
         finally:
             db.release()
 
-    return _arms().submit(run)
+    # With what this request allows PostgreSQL.
+    return _arms().submit(copy_context().run, run)
 
 
 @once

@@ -41,6 +41,11 @@ class Budget:
     def __init__(self, share: float = 0.1, burst: float = 10.0) -> None:
         self._share, self._burst, self._saved = share, burst, burst
 
+    @property
+    def left(self) -> int:
+        """Retries that may be made now."""
+        return int(self._saved)
+
     def earn(self) -> None:
         """A call was made."""
         self._saved = min(self._burst, self._saved + self._share)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from functools import cache as once
 from functools import lru_cache
+from typing import Any
 
 from django.conf import settings
 
+from memory.backends import gate
 from memory.backends.base import Backend
+from memory.backends.breaker import Guarded
 from memory.backends.namespaced import Namespaced
 from memory.layers.l0_process import ProcessLayer
 from memory.layers.l2_results import ResultLayer
@@ -39,6 +42,19 @@ def _own(url: str, key: str) -> Backend:
     from memory.backends.mem0_rest import of_project  # only the upstream in use is loaded
 
     return of_project(url, key)
+
+
+def upstream() -> dict[str, Any]:
+    """How calls to Mem0 stand, over all processes: the breaker (None in process), the gate, and what this process has
+    left to try again with (None where it never does)."""
+    behind = _origin()
+    guarded = behind if isinstance(behind, Guarded) else None
+    budget = getattr(guarded.backend, "budget", None) if guarded else None
+    return {
+        "breaker": guarded.state()["state"] if guarded else None,
+        **gate.of(behind.name).state(),
+        "retries_left": budget.left if budget else None,
+    }
 
 
 def _origin() -> Backend:

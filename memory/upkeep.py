@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
 
-from memory import db, delivery, identity, metrics, outbox, signals
+from memory import db, delivery, identity, metrics, outbox, signals, write
 from memory.models import Attempt, CounterTotal, Heartbeat, IdempotencyRecord, Job, Lane
 from memory.stm import lifecycle
 
@@ -88,6 +88,7 @@ def sweep() -> int:
         return 0
     _free_lanes_of_the_dead()
     delivery.complete_overdue()
+    delivery.complete_due()
     woken = _wake_due_lanes()
     lifecycle.sweep()
     signals.swept.send(sender=None)
@@ -103,7 +104,8 @@ def purge() -> None:
     kept = Q(kind="extract", completed_at__gt=Now() - timedelta(days=settings.EXTRACT_KEEP_DAYS))
     done = Job.objects.filter(state="completed", payload__isnull=False, reconcile_at__isnull=True).exclude(kept)
     done.filter(completed_at__lt=Now() - hours).update(payload=None)
-    _delete_some(Job, Q(state="completed", completed_at__lt=Now() - timedelta(days=settings.JOB_KEEP_DAYS)))
+    ended = Q(state="completed") | Q(reason=write.ERASED)
+    _delete_some(Job, ended & Q(completed_at__lt=Now() - timedelta(days=settings.JOB_KEEP_DAYS)))
     Heartbeat.objects.filter(name__startswith="worker:", at__lt=Now() - timedelta(hours=1)).delete()
 
 

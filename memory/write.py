@@ -23,18 +23,29 @@ from memory.models import IdempotencyRecord, Job, Lane
 from memory.models.jobs import UNFINISHED
 from memory.tenancy import projects
 from memory.tenancy.projects import Policy
-from memory.types import Scope
+from memory.types import Pin, Scope
 
 log = logging.getLogger(__name__)
 
 OWNER_TIMEOUT_SECONDS = 5.0
 DELETE_ALL = "delete_all"
+ERASE = "erase"
+SWEEPING = (DELETE_ALL, ERASE)
+"""Kinds that take all there is under their ids."""
+ERASED = "erased"
+"""The reason of a job that was ended with its user; in place of the digest of what its Idempotency-Key came with."""
 
 
 class IdempotencyMismatch(MemsvcError):
     """The Idempotency-Key came with another body before."""
 
     code = "idempotency_mismatch"
+
+
+class Erased(MemsvcError):
+    """The Idempotency-Key belongs to a write of a user who was erased since (PROTOCOL D)."""
+
+    code = "erased"
 
 
 class BacklogFull(Overloaded):
@@ -55,7 +66,7 @@ class Write:
     """What a caller wants written. `payload` by kind:
     add {memories: [{text, metadata?, expiration_date?}]} · extract {messages, metadata?} ·
     update {text?, metadata?, expiration_date? (null clears)} · delete {} ·
-    delete_all {}, of everything filed under all the ids."""
+    delete_all {}, of everything filed under all the ids · erase {}, of a user (`memory.erase` accepts it)."""
 
     kind: str
     scope: Scope
@@ -76,7 +87,7 @@ class Accepted:
 def accept(write: Write, policy: Policy) -> Accepted:
     """Make the write durable: it needs PostgreSQL and nothing else.
 
-    IdempotencyMismatch; BacklogFull; DatabaseUnavailable, with nothing half-written.
+    IdempotencyMismatch; Erased; BacklogFull; DatabaseUnavailable, with nothing half-written.
     """
     try:
         if (earlier := _replay(write.idempotency_key, write.body_digest, policy)) is not None:
@@ -98,7 +109,7 @@ def accept(write: Write, policy: Policy) -> Accepted:
 
 
 def replay(key: str | None, body_digest: str, policy: Policy) -> Accepted | None:
-    """The write that this Idempotency-Key made before. IdempotencyMismatch; DatabaseUnavailable."""
+    """The write that this Idempotency-Key made before. IdempotencyMismatch; Erased; DatabaseUnavailable."""
     try:
         return _replay(key, body_digest, policy)
     except DatabaseError as error:
@@ -155,10 +166,10 @@ def scope(job: Job) -> Scope:
 def retry(job: Job) -> bool:
     """Put a failed job at its lane's tail again, for what is not stored yet; False when it cannot be."""
     with transaction.atomic():
+        versions.lock(scope(job).pins(), _mode(job.kind))  # before the job's row, as an erase locks them
         row = Job.objects.select_for_update().get(pk=job.pk)
         if row.state != "failed" or row.payload is None:
             return False
-        versions.lock(scope(job).pins(), _mode(job.kind))
         Job.objects.filter(pk=job.pk).update(
             number=_next_number(),
             state="pending",
@@ -197,14 +208,14 @@ def insert(write: Write, policy: Policy) -> Job:
         number=_next_number(),
         job_id=uuid.uuid4(),
         project_id=policy.id,
-        lane_id=_lane(policy.id, pin.kind, pin.id),
+        lane_id=lane(pin),
         kind=write.kind,
         memory_id=write.memory_id,
         payload=payload,
         payload_bytes=len(orjson.dumps(payload)),
         **write.scope.ids(),
     )
-    if write.scope.user_id is not None and write.kind != DELETE_ALL:
+    if write.scope.user_id is not None and write.kind not in SWEEPING:
         touch_user(policy.id, write.scope.user_id)
     if write.idempotency_key is not None:
         IdempotencyRecord.objects.create(
@@ -219,7 +230,7 @@ def insert(write: Write, policy: Policy) -> Job:
 def _mode(kind: str) -> Literal["share", "exclude"]:
     """A delete by user, agent or run keeps others from accepting meanwhile: its number follows all that came before, in
     whatever lane, and precedes all that come after (PROTOCOL A1)."""
-    return "exclude" if kind == DELETE_ALL else "share"
+    return "exclude" if kind in SWEEPING else "share"
 
 
 def _reopened(job: Job) -> None:
@@ -254,14 +265,14 @@ SELECT id FROM memory_lane WHERE project_id = %(project)s AND kind = %(kind)s AN
 """
 
 
-def _lane(project: int, kind: str, pin_id: str) -> int:
+def lane(pin: Pin) -> int:
     """The lane's row, made when it is the first time. A lane never goes away, so a conflict always finds it."""
     with connection.cursor() as cursor:
         for _ in range(2):  # another transaction's lane becomes visible to the second statement
-            cursor.execute(_LANE, {"project": project, "kind": kind, "id": pin_id})
+            cursor.execute(_LANE, {"project": pin.project, "kind": pin.kind, "id": pin.id})
             if (row := cursor.fetchone()) is not None:
                 return int(row[0])
-    return Lane.objects.get(project_id=project, kind=kind, pin_id=pin_id).pk
+    return Lane.objects.get(project_id=pin.project, kind=pin.kind, pin_id=pin.id).pk
 
 
 def _replay(key: str | None, body_digest: str, policy: Policy) -> Accepted | None:
@@ -271,6 +282,8 @@ def _replay(key: str | None, body_digest: str, policy: Policy) -> Accepted | Non
     record = found.first()
     if record is None:
         return None
+    if record.body_digest == ERASED:
+        raise Erased("the user of that request was erased")
     if record.body_digest != body_digest:
         raise IdempotencyMismatch("this Idempotency-Key came with another body before")
     return Accepted(record.job, replayed=True)

@@ -26,6 +26,8 @@ WEB_PROCESSES = env.integer("WEB_PROCESSES", 2, least=1)
 # Threads of one web process; at most half of them, and never fewer than 16, may wait for Mem0 (PROTOCOL E).
 WEB_THREADS = env.integer("WEB_THREADS", 96, least=2)
 MAX_BODY_BYTES = env.integer("MAX_BODY_BYTES", 1 << 20, least=1024)
+# Who may read /metrics: key (an admin's), loopback (also whoever asks on this machine, not by a proxy), open (anybody).
+METRICS_ACCESS = env.text("METRICS_ACCESS", "loopback", choices=("key", "loopback", "open"))
 LOG_LEVEL = env.text("LOG_LEVEL", "INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
 # True behind a TLS proxy: secure cookies and HSTS.
 HTTPS = env.boolean("HTTPS", default=False)
@@ -74,6 +76,15 @@ BREAKER_FAILURES = env.integer("BREAKER_FAILURES", 5, least=1)
 BREAKER_WINDOW_SECONDS = env.seconds("BREAKER_WINDOW_SECONDS", 10, least=0.1)
 BREAKER_OPEN_SECONDS = env.seconds("BREAKER_OPEN_SECONDS", 1, least=0.01)
 BREAKER_OPEN_MAX_SECONDS = env.seconds("BREAKER_OPEN_MAX_SECONDS", 10, least=0.01)
+# All processes together ask Mem0 at most so many times a second, and so many at a time; 0: no limit. After an outage
+# both begin at a tenth and rise for so many seconds.
+UPSTREAM_CALLS_PER_SECOND = env.integer("UPSTREAM_CALLS_PER_SECOND", 200)
+UPSTREAM_CONCURRENCY = env.integer("UPSTREAM_CONCURRENCY", 64)
+UPSTREAM_RAMP_SECONDS = env.seconds("UPSTREAM_RAMP_SECONDS", 10)
+# Processes that share these limits evenly while CACHE is away; 0: those of one machine.
+UPSTREAM_PROCESSES = env.integer("UPSTREAM_PROCESSES", 0)
+# Calls to Mem0 over REST that may be made again, in hundredths of all.
+UPSTREAM_RETRY_PERCENT = env.integer("UPSTREAM_RETRY_PERCENT", 10, most=100)
 # Connections to PostgreSQL that one process's embedded Mem0 has of its own.
 MEM0_CONNECTIONS = env.integer("MEM0_CONNECTIONS", 4, least=1)
 MEM0_COLLECTION = env.text("MEM0_COLLECTION", "mem0_memories")
@@ -90,6 +101,7 @@ EMBEDDER_API_KEY = env.secret("EMBEDDER_API_KEY", OPENAI_API_KEY)
 EMBEDDER_MODEL = env.text("EMBEDDER_MODEL", "text-embedding-3-small")
 EMBEDDER_DIMENSIONS = env.integer("EMBEDDER_DIMENSIONS", 1536, least=2)
 EMBEDDER_TIMEOUT_SECONDS = env.seconds("EMBEDDER_TIMEOUT_SECONDS", 10, least=0.05)
+EMBEDDER_SYMMETRIC = env.boolean("EMBEDDER_SYMMETRIC", MEM0_USE_REST_API)
 if EMBEDDER == "auto":
     EMBEDDER = "none" if MEM0_USE_REST_API else "local"
 
@@ -253,6 +265,7 @@ SPECTACULAR_SETTINGS = {
     "VERSION": "1",
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
+    "ENUM_NAME_OVERRIDES": {"JobState": "memory.api.serializers.STATES"},
     "PREPROCESSING_HOOKS": ["memory.api.urls.tidy"],
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
     "SERVE_AUTHENTICATION": [],

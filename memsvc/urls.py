@@ -7,12 +7,13 @@ from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
 from cachewarm import api as cachewarm_api
-from memory.api import embeddings, health, mem0_oss, mem0_platform, problems
+from memory.api import embeddings, health, mem0_oss, mem0_platform, problems, prometheus
 from memory.api import urls as memory_urls
 
 urlpatterns = [
     path("api/v1/", include(memory_urls.urlpatterns)),
     path("api/v1/", include(cachewarm_api.urlpatterns)),
+    path("api/v1/", include(memory_urls.WHOLE_USER)),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("", include(mem0_platform.urlpatterns)),
@@ -22,6 +23,7 @@ urlpatterns = [
     path("v1/models", embeddings.Models.as_view(), name="models"),
     path("healthz", health.healthz, name="healthz"),
     path("readyz", health.readyz, name="readyz"),
+    path("metrics", prometheus.page, name="metrics"),
     path("admin/", admin.site.urls),
 ]
 

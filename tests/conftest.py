@@ -6,6 +6,7 @@ PostgreSQL and both Valkeys are real and private to the run (`make test`); witho
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +18,10 @@ from django.conf import settings
 import memsvc.celery  # noqa: F401 - tests send tasks
 from memory.types import Scope
 from memsvc.embedded.home import Home
+from memsvc.embedded.process import Record, parent
 from memsvc.embedded.services import Services
 from tests.fake_mem0 import FakeMem0
-from tests.live import Live
+from tests.live import Live, process_kill
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,7 +36,7 @@ def home() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _forgetful() -> None:
+def _forgetful() -> Iterator[None]:
     """No test sees what another left in this process's memory. What was never imported remembers nothing."""
     for name in ("memory.tenancy.projects", "memory.tenancy.keys", "memory.tenancy.limits"):
         if module := sys.modules.get(name):
@@ -43,6 +45,9 @@ def _forgetful() -> None:
         sessions.forget()
     if stack := sys.modules.get("memory.stack"):
         stack.L0.held.clear()
+    yield
+    if refreshing := sys.modules.get("memory.refreshing"):
+        refreshing.settle()
 
 
 @pytest.fixture
@@ -97,6 +102,81 @@ def dead_redis(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(client, "_down_until", 0.0)
     yield
     client.cache.cache_clear()
+
+
+class Stopped:
+    """A server of this run whose clock is stopped: it accepts connections and says nothing."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._pids: list[int] = []
+
+    def stop(self) -> None:
+        """Stop it and every process of its own. The parent first: it starts none meanwhile."""
+        self._signal(self._record.pid)
+        for folder in Path("/proc").glob("[0-9]*"):
+            if parent(int(folder.name)) == self._record.pid:
+                self._signal(int(folder.name))
+
+    def resume(self) -> None:
+        """Let it go on."""
+        while self._pids:
+            process_kill(self._pids.pop(), signal.SIGCONT)
+
+    def _signal(self, pid: int) -> None:
+        self._pids.append(pid)
+        process_kill(pid, signal.SIGSTOP)
+
+
+def _stopped(name: str, home: Path) -> Iterator[Stopped]:
+    record = Record.read(home / "run" / f"{name}.pid")
+    assert record
+    stopped = Stopped(record)
+    yield stopped
+    stopped.resume()
+
+
+@pytest.fixture
+def postgres_stopped(home: Path, transactional_db: None) -> Iterator[Stopped]:
+    """PostgreSQL to stop and resume; it goes on before the test's rows are removed."""
+    yield from _stopped("postgres", home)
+
+
+@pytest.fixture
+def cache_stopped(home: Path, redis: redis_client.Redis) -> Iterator[Stopped]:
+    """CACHE, likewise."""
+    yield from _stopped("cache", home)
+
+
+class Dead:
+    """PostgreSQL as this process sees it while it is down: nothing listens at its address."""
+
+    host = ""
+
+    def stop(self) -> None:
+        """From now on."""
+        self._move("/nonexistent")
+
+    def resume(self) -> None:
+        """It is back."""
+        if self.host:
+            self._move(self.host)
+
+    def _move(self, host: str) -> None:
+        from django.db import connection
+
+        connection.close()
+        connection.close_pool()
+        self.host, connection.settings_dict["HOST"] = connection.settings_dict["HOST"], host
+
+
+@pytest.fixture
+def postgres_dead(transactional_db: None) -> Iterator[Dead]:
+    """PostgreSQL to take away from this process; it is back before the test's rows are removed."""
+    dead = Dead()
+    yield dead
+    if dead.host != "/nonexistent":
+        dead.resume()
 
 
 @pytest.fixture

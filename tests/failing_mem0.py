@@ -19,7 +19,8 @@ from memory.types import Listing, Memory, Query, Scope, Stored
 
 
 class FailingMem0:
-    """A Backend. `faults` are called, one a write, with the work to do; without any, writes succeed."""
+    """A Backend. `faults` are called, one a write, with the work to do; without any, writes succeed. `before`
+    is called with the kind of every call."""
 
     name = "failing"
     extracts = True
@@ -34,6 +35,7 @@ class FailingMem0:
         self.stall: threading.Event | None = None
         self.searching = threading.Event()
         self._lock = threading.Lock()
+        self.before: Callable[[str], None] = lambda kind: None
 
     def texts(self, user_id: str | None = None) -> list[str]:
         """What it holds of a user, in the order it came."""
@@ -102,6 +104,10 @@ class FailingMem0:
     def history(self, memory_id: str, deadline: Deadline) -> list[dict[str, Any]]:
         return []
 
+    def forget(self, scope: Scope, deadline: Deadline) -> bool:
+        with self._call("forget"):
+            return True
+
     def find_marked(self, scope: Scope, job: str, texts: Sequence[str], deadline: Deadline) -> Listing:
         with self._call("find_marked"):
             return Listing([row for row in self._of(scope) if row.job == job], self.conclusive)
@@ -139,6 +145,7 @@ class FailingMem0:
     @contextmanager
     def _call(self, kind: str) -> Iterator[None]:
         self.calls.append(kind)
+        self.before(kind)
         if self.down:
             raise OriginUnavailable("down", sent=False)
         yield

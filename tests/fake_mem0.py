@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 import uuid
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -114,12 +115,10 @@ def upstream(code: str = "unknown") -> Refused:
 
 
 class CountingEmbedder:
-    """The real embedder in the form Mem0 calls it."""
+    """The real embedder in the form Mem0 calls it. As over HTTP, it is not told what is a question."""
 
-    def __init__(self) -> None:
-        from memory.embedders.local import make
-
-        self._embedder = make()
+    def __init__(self, made: Any) -> None:
+        self._embedder = made
         self.texts = 0
 
     def embed(self, text: str, memory_action: str = "add") -> list[float]:
@@ -127,9 +126,25 @@ class CountingEmbedder:
 
     def embed_batch(self, texts: list[str], memory_action: str = "add") -> list[list[float]]:
         self.texts += len(texts)
-        action = "search" if memory_action == "search" else "passage"
         # The model sees 512 tokens; its tokenizer would take a minute over what lies beyond.
-        return self._embedder.embed([text[:SEEN] for text in texts], action).tolist()  # type: ignore[no-any-return]
+        return self._embedder.embed([text[:SEEN] for text in texts], "symmetric").tolist()  # type: ignore[no-any-return]
+
+
+class WordEmbedder:
+    """Texts that share words lie near each other: enough where what is near does not matter, and costs nothing."""
+
+    def embed(self, texts: list[str], action: str) -> Any:
+        import numpy as np
+
+        rows = [np.sum([self._of(word) for word in text.lower().split()] or [self._of("")], axis=0) for text in texts]
+        return np.array([row / np.linalg.norm(row) for row in rows], dtype=np.float32)
+
+    @staticmethod
+    @functools.cache
+    def _of(word: str) -> Any:
+        import numpy as np
+
+        return np.random.default_rng(zlib.crc32(word.encode())).normal(size=384)
 
 
 class EchoLLM:
@@ -145,11 +160,13 @@ class EchoLLM:
 class Memories:
     """The server's operations over one `mem0ai` instance."""
 
-    def __init__(self, database: str, home: Path) -> None:
+    def __init__(self, database: str, home: Path, *, by_words: bool = False) -> None:
         home.mkdir(parents=True, exist_ok=True)
         os.environ |= {"MEM0_TELEMETRY": "false", "MEM0_DIR": str(home)}
         from mem0 import Memory
         from mem0.exceptions import ValidationError as Mem0ValidationError
+
+        from memory.embedders import local
 
         self.bad_input = (ValueError, Mem0ValidationError)
         key = {"api_key": "unused"}
@@ -170,7 +187,7 @@ class Memories:
                 "history_db_path": str(home / "history.db"),
             }
         )
-        self.embedder, self.llm = CountingEmbedder(), EchoLLM()
+        self.embedder, self.llm = CountingEmbedder(WordEmbedder() if by_words else local.make()), EchoLLM()
         self.mem0.embedding_model, self.mem0.llm = self.embedder, self.llm
         # psycopg2's pool fails when it is empty; the server's own (psycopg 3) waits.
         self.places = threading.BoundedSemaphore(CONNECTIONS)
@@ -666,9 +683,10 @@ def description(version: str) -> Any:
 class FakeMem0:
     """The stand-in as a process of its own."""
 
-    def __init__(self, database: str, home: Path, key: str = "key-of-the-stand-in") -> None:
+    def __init__(self, database: str, home: Path, key: str = "key-of-the-stand-in", *, by_words: bool = False) -> None:
         self.key, self._port = key, 0
         self._arguments = ["--database", database, "--home", str(home), "--key", key]
+        self._arguments += ["--by-words"] if by_words else []
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -719,8 +737,9 @@ def main() -> None:
     parser.add_argument("--database", required=True)
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--key", default="")
+    parser.add_argument("--by-words", action="store_true", help="embed by words alone, which costs nothing")
     given = parser.parse_args()
-    server = Server(given.port, Memories(given.database, given.home), given.key)
+    server = Server(given.port, Memories(given.database, given.home, by_words=given.by_words), given.key)
     print(server.server_port, flush=True)
     server.serve_forever()
 

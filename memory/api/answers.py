@@ -11,11 +11,11 @@ from django.urls import reverse
 from rest_framework import status
 from rest_framework.response import Response
 
-from memory import clock, write
+from memory import clock, erase, metrics, write
 from memory.api import problems
 from memory.api.encoding import OPTIONS
 from memory.layers.base import public
-from memory.models import Job, Snapshot
+from memory.models import Erasure, Job, Snapshot
 from memory.recall import Recalled
 from memory.types import Answer, Memory, Version
 from memory.waits import Outcome
@@ -28,7 +28,9 @@ def search(found: Recalled, began: float) -> HttpResponse:
     answer = found.answer
     meta = orjson.dumps(_meta(answer) | ({"stm": found.stm} if found.stm else {}), option=OPTIONS)
     body = b"".join((b'{"results":', found.results, b',"meta":', meta, b"}"))
-    ms = (clock.now() - began) * 1000
+    seconds = clock.now() - began
+    metrics.observe("search_seconds", seconds, layer=answer.layer)
+    ms = seconds * 1000
     headers = {
         "Cache-Status": cache_status(answer),
         "Server-Timing": f'search;dur={ms:.2f};desc="{answer.layer}"',
@@ -48,6 +50,15 @@ def accepted(request: HttpRequest, job: Job, state: str) -> Response:
     url = request.build_absolute_uri(reverse("job-status", kwargs={"job_id": job.job_id}))
     body = {"job_id": str(job.job_id), "status": state, "status_url": url}
     return Response(body, status=status.HTTP_202_ACCEPTED, headers={"Location": url})
+
+
+def erased(request: HttpRequest, erasure: Erasure) -> Response:
+    """200 with the receipt, or 202 and where to ask for it."""
+    receipt = erase.receipt(erasure)
+    if erasure.completed_at is not None:
+        return Response(receipt)
+    url = request.build_absolute_uri(reverse("erasure", kwargs={"erasure_id": erasure.erasure_id}))
+    return Response(receipt | {"status_url": url}, status=status.HTTP_202_ACCEPTED, headers={"Location": url})
 
 
 def waited(request: HttpRequest, outcome: Outcome) -> Response:

@@ -69,6 +69,10 @@ UPDATE = Record(
     defaults={"wait": "stored", "timeout_ms": WRITE_TIMEOUT_MS},
 )
 DELETE = Record(_ANSWER, defaults={"wait": "stored", "timeout_ms": WRITE_TIMEOUT_MS})
+ERASE = Record(
+    {"wait": Choice(("none", "stored")), "timeout_ms": _TIMEOUT},
+    defaults={"wait": "stored", "timeout_ms": WRITE_TIMEOUT_MS},
+)
 SEARCH = Record(
     {
         **_IDS,

@@ -62,7 +62,7 @@ def operation(
         parameters.append(OpenApiParameter(id_, kind.schema(), OpenApiParameter.QUERY))
     if idempotent:
         parameters.append(IDEMPOTENCY_KEY)
-    usual = (400, 401, 403, 429, 500, 503) + ((404,) if path else ())
+    usual = (400, 401, 403, 429, 500, 503) + ((404,) if path else ()) + ((410,) if idempotent else ())
     responses: dict[Any, Any] = {
         (status, MEDIA_TYPE): OpenApiResponse(Problem, description="A problem")
         for status in sorted({*usual, *problems})

@@ -1,7 +1,8 @@
 """`POST /v1/embeddings` and `GET /v1/models` as OpenAI has them, over the embedder and L1: whoever embeds the same text
 twice, Mem0's own server included, pays once.
 
-A model's name says the mode: NAME treats all texts alike, NAME-search embeds questions, NAME-passage what is stored.
+A model's name says the mode: NAME treats all texts alike; where the embedder tells them apart, NAME-search embeds
+questions and NAME-passage what is stored.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class Models(Compatible):
         """One name for each mode."""
         admit(self.caller, None)
         embedder = embedders.get()
-        names = [embedder.name + suffix for suffix in _MODES] if embedder else []
+        names = [name for name, _ in _names(embedder)] if embedder else []
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "memsvc"} for name in names]
         return Response({"object": "list", "data": data})
 
@@ -131,7 +132,7 @@ class _Bounded:
     """An embedder that few requests of this process use at a time; those that L1 answers never come here."""
 
     def __init__(self, embedder: Embedder) -> None:
-        self.name, self.dimensions = embedder.name, embedder.dimensions
+        self.name, self.dimensions, self.symmetric = embedder.name, embedder.dimensions, embedder.symmetric
         self._embedder = embedder
 
     def embed(self, texts: Sequence[str], action: Action) -> Vectors:
@@ -166,10 +167,14 @@ def _model(name: str) -> tuple[Embedder, Action]:
     embedder = embedders.get()
     if embedder is None:
         raise ModelNotFound("This service has no embedder: EMBEDDER is none.")
-    for suffix, action in _MODES.items():
-        if name == embedder.name + suffix:
-            return embedder, action
+    if action := dict(_names(embedder)).get(name):
+        return embedder, action
     raise ModelNotFound(f"The model '{name}' does not exist; GET /v1/models lists those that do.")
+
+
+def _names(embedder: Embedder) -> list[tuple[str, Action]]:
+    modes = {"": _MODES[""]} if embedder.symmetric else _MODES
+    return [(embedder.name + suffix, action) for suffix, action in modes.items()]
 
 
 def _encoded(sent: Mapping[str, Any], texts: Sequence[str], vectors: Vectors) -> bytes:

@@ -8,13 +8,14 @@ import re
 import sys
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache as once
 from io import BytesIO
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponseBase
 
-from memory import clock, identity, logs
+from memory import clock, db, identity, logs
 from memory.api import problems
 from memory.tenancy.limits import WINDOW_SECONDS, Standing
 
@@ -37,7 +38,8 @@ class RequestContext:
         request.request_id = _request_id(request)  # type: ignore[attr-defined]
         token = logs.begin(request.request_id)  # type: ignore[attr-defined]
         try:
-            response = _refusal(request) or self._get_response(request)
+            with _patience(request):
+                response = _refusal(request) or self._get_response(request)
             _finish(request, response, began)
             return response
         finally:
@@ -48,6 +50,16 @@ class RequestContext:
 def _process(pid: int) -> str:
     """This process as `X-Memsvc-Process` names it; a fork asks anew."""
     return identity.process()
+
+
+def _patience(request: HttpRequest) -> AbstractContextManager[None]:
+    """How long PostgreSQL may be silent: the admin's pages may count what nobody else does."""
+    return db.patience(settings.DATABASE_TIMEOUT_SECONDS) if _of_the_api(request) else nullcontext()
+
+
+def _of_the_api(request: HttpRequest) -> bool:
+    """Whether it is one of the API's."""
+    return request.path_info.startswith("/api/") or problems.of_mem0(request.path_info)
 
 
 def _request_id(request: HttpRequest) -> str:
@@ -97,7 +109,7 @@ def _finish(request: HttpRequest, response: HttpResponseBase, began: float) -> N
             response[name] = value
     if "admin" in getattr(getattr(request, "caller", None), "scopes", ()):
         response["X-Memsvc-Process"] = _process(os.getpid())
-    if not (request.path_info.startswith("/api/") or problems.of_mem0(request.path_info)):
+    if not _of_the_api(request):
         return
     response.headers.setdefault("Cache-Control", "no-store")
     response._has_been_logged = True  # type: ignore[attr-defined]  # the line below says it

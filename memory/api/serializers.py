@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rest_framework import serializers as s
 
-from memory.models.jobs import UNFINISHED
+from memory.models.jobs import KINDS, UNFINISHED
 
 STATES = (*UNFINISHED, "completed", "failed")
 LAYERS = ("L0", "L2", "L3", "L4")
@@ -99,7 +99,7 @@ class JobStatus(s.Serializer[object]):
     """An accepted write and how far it is."""
 
     job_id = s.UUIDField()
-    kind = s.ChoiceField(choices=("add", "extract", "update", "delete"))
+    kind = s.ChoiceField(choices=KINDS)
     status = s.ChoiceField(choices=STATES)
     attempts = s.IntegerField()
     error = _maybe_text()
@@ -242,6 +242,52 @@ class Invalidated(s.Serializer[object]):
     version = _text()
 
 
+class Upstream(s.Serializer[object]):
+    """How calls to Mem0 stand now, over all processes; `retries_left` is the answering process's own."""
+
+    breaker = s.ChoiceField(choices=["closed", "open", "half_open"], allow_null=True)
+    in_flight = s.IntegerField()
+    open_percent = s.IntegerField(help_text="Part of the limits that is open: it rises after an outage.")
+    retries_left = s.IntegerField(allow_null=True)
+
+
+class Erasure(s.Serializer[object]):
+    """The erase of a user: a receipt once completed. `removed` counts, `remains` names what nobody could remove."""
+
+    erasure_id = s.UUIDField()
+    user_id = _text()
+    status = s.ChoiceField(choices=STATES)
+    reason = _maybe_text()
+    accepted_at = s.DateTimeField()
+    emptied_at = s.DateTimeField(allow_null=True)
+    completed_at = s.DateTimeField(allow_null=True)
+    looked_again_at = s.DateTimeField(allow_null=True)
+    removed = s.DictField(child=s.IntegerField())
+    remains = s.ListField(child=_text())
+
+
+class Erasing(Erasure):
+    """An erase that will be done, and where to ask about it."""
+
+    status_url = _text()
+
+
+class Measured(s.Serializer[object]):
+    """One thing the watchdog measures, in the unit of its name."""
+
+    value = s.FloatField()
+    level = s.ChoiceField(choices=("ok", "look", "call"))
+
+
+class Watchdog(s.Serializer[object]):
+    """Whether anybody has to look at the service, or be called; by what is measured."""
+
+    level = s.ChoiceField(choices=("ok", "look", "call"))
+    findings = s.DictField(child=Measured())
+    lanes_held = s.IntegerField()
+    reconciles_waiting = s.IntegerField()
+
+
 class Stats(s.Serializer[object]):
     """Counters of the project over all processes; maps of a label's value to its total."""
 
@@ -255,9 +301,11 @@ class Stats(s.Serializer[object]):
     lookups = s.DictField(child=s.DictField(child=s.IntegerField()))
     degraded = s.DictField(child=s.IntegerField())
     attempts = s.DictField(child=s.IntegerField())
+    upstream = Upstream()
     loads_joined = s.IntegerField()
     surplus_removed = s.IntegerField()
     rebuild_differences = s.IntegerField()
+    watchdog = Watchdog()
 
 
 class TierSizes(s.Serializer[object]):

@@ -9,7 +9,7 @@ from django.db.models import Count
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from memory import upkeep
+from memory import stack, upkeep, watchdog
 from memory.api import bodies
 from memory.api import serializers as shown
 from memory.api.documented import operation
@@ -29,7 +29,7 @@ class Stats(Door):
         bodies.query(request, bodies.NOTHING)
         admit(self.caller, None)
         upkeep.flush_counts()
-        return Response(report(self.caller.project))
+        return Response(report(self.caller.project) | {"watchdog": watchdog.read(self.caller.project).shown()})
 
 
 def report(project_id: int) -> dict[str, Any]:
@@ -45,6 +45,7 @@ def report(project_id: int) -> dict[str, Any]:
         "warms": _by(totals, "warms", "outcome"),
         "jobs": dict.fromkeys(shown.STATES, 0) | dict(states),
         "lookups": _lookups(totals),
+        "upstream": stack.upstream(),
         "degraded": _by(totals, "degraded", "reason"),
         "attempts": _by(totals, "attempts", "outcome"),
         **{name: sum(totals.get(name, {}).values()) for name in _PLAIN},

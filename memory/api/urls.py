@@ -10,6 +10,7 @@ from memory.api import native, sessions, stats, users
 
 MEMORY = r"(?P<memory_id>[^/]+)"
 SESSION = r"(?P<session_id>[\s\S]+)"
+ERASURE = r"(?P<erasure_id>[^/]+)"
 JOB = r"(?P<job_id>[^/]+)"
 USER = r"(?P<user_id>[\s\S]*)"
 
@@ -29,6 +30,7 @@ urlpatterns = [
     route(f"users/{USER}/summary", users.Summary, "user-summary"),
     route(f"users/{USER}/memories", users.Memories, "user-memories"),
     route(f"users/{USER}/invalidate", users.Invalidate, "user-invalidate"),
+    route(f"erasures/{ERASURE}", users.OneErasure, "erasure"),
     route("stm/add_message", sessions.AddMessage, "stm-add-message"),
     route(f"stm/{SESSION}/context", sessions.Context, "stm-context"),
     route(f"stm/{SESSION}", sessions.OneSession, "stm-session"),
@@ -36,6 +38,8 @@ urlpatterns = [
     route(f"jobs/{JOB}/status", users.JobStatus, "job-status"),
     route("stats", stats.Stats, "stats"),
 ]
+WHOLE_USER = [route(f"users/{USER}", users.OneUser, "user")]
+"""Last of all routes: an id may be any text, also what follows one elsewhere."""
 
 
 def tidy(endpoints: list[tuple[str, str, str, object]]) -> list[tuple[str, str, str, object]]:

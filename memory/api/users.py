@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from memory import read, stack, versions, write
+from memory import erase, read, stack, versions, waits, write
 from memory.api import answers, bodies, pages
 from memory.api import serializers as shown
 from memory.api.documented import operation, paged
-from memory.api.native import READ_TIMEOUT_SECONDS, Door, is_uuid
+from memory.api.native import READ_TIMEOUT_SECONDS, Door, idempotency, is_uuid
 from memory.clock import Deadline
+from memory.errors import Overloaded
 from memory.invalidate import invalidate
-from memory.models import Job
-from memory.tenancy.auth import admit
+from memory.models import Erasure, Job
+from memory.tenancy.auth import admit, may_see
 
 
 class Summary(Door):
@@ -67,6 +69,47 @@ class Invalidate(Door):
         scope = self.user(user_id)
         version = invalidate(scope, self.policy)
         return Response({"user_id": scope.user_id, "version": str(version)})
+
+
+class OneUser(Door):
+    """A user as a whole."""
+
+    @operation(
+        "user_erase",
+        "Erase a user: memories, sessions, pending writes and everything cached",
+        {200: shown.Erasure, 202: shown.Erasing},
+        query=bodies.ERASE,
+        path=("user_id",),
+        problems=(422,),
+        idempotent=True,
+    )
+    def delete(self, request: Request, user_id: str) -> Response:
+        """Begin a new life of this id; the receipt, or where to ask for it."""
+        key = idempotency(request)
+        sent = bodies.either(request, bodies.ERASE)
+        deadline = Deadline.after(sent["timeout_ms"] / 1000)
+        erasure = erase.accept(self.user(user_id).pin, self.policy, *key)
+        if sent["wait"] != "none" and erasure.job is not None:
+            with suppress(Overloaded):  # too many wait already, and the erase goes on without this one
+                waits.until_stored(erasure.job, deadline)
+            erasure = Erasure.objects.select_related("job").get(pk=erasure.pk)
+        return answers.erased(request, erasure)
+
+
+class OneErasure(Door):
+    """The receipt of an erase."""
+
+    @operation("erasure", "How far an erase is, and its receipt", {200: shown.Erasure}, path=("erasure_id",))
+    def get(self, request: Request, erasure_id: str) -> Response:
+        """It, while it goes on and ever after."""
+        bodies.query(request, bodies.NOTHING)
+        found = None
+        if is_uuid(erasure_id):
+            rows = Erasure.objects.select_related("job").filter(project_id=self.caller.project)
+            found = rows.filter(erasure_id=erasure_id).first()
+        if found is None or not may_see(self.caller, found.user_id):
+            raise NotFound("There is no erase with this id.")
+        return Response(erase.receipt(found))
 
 
 class Jobs(Door):

@@ -87,6 +87,11 @@ class Backend(Protocol):
         """What happened to one memory, oldest first, in Mem0's own fields."""
         ...
 
+    def forget(self, scope: Scope, deadline: Deadline) -> bool:
+        """Remove what the upstream noted of the scope beside its memories (histories, last messages); False where
+        nobody can."""
+        ...
+
     def find_marked(self, scope: Scope, job: str, texts: Sequence[str], deadline: Deadline) -> Listing:
         """The memories that carry the mark of `job`; `complete` says whether the look was conclusive (PROTOCOL A6).
 

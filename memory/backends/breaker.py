@@ -1,8 +1,9 @@
 """A circuit breaker in front of Mem0, one for all processes.
 
 Closed: calls go through. When enough of them fail it opens, and calls fail at once. After a pause it is half open:
-exactly one call may try, and its outcome closes the breaker or opens it for longer. The state is in CACHE; each process
-believes for a moment what it last saw there. While Redis is down, each process has a breaker of its own.
+exactly one call may try, and its outcome closes the breaker, with the gate but a little open at first, or opens it for
+longer. The state is in CACHE; each process believes for a moment what it last saw there. While Redis is down, each
+process has a breaker of its own.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import redis
 from django.conf import settings
 
 from memory import clock, keys
+from memory.backends import gate
 from memory.backends.base import Backend
 from memory.clock import Deadline
-from memory.errors import OriginRateLimited, OriginRejected, OriginTimeout, OriginUnavailable
+from memory.errors import OriginBusy, OriginRateLimited, OriginRejected, OriginTimeout, OriginUnavailable
 from memory.redis_client import cache
 from memory.types import Listing, Memory, Query, Scope, Stored
 
@@ -179,7 +181,7 @@ class Guarded:
     """A Backend behind the breaker. While it is open every call raises OriginUnavailable, with nothing sent."""
 
     def __init__(self, backend: Backend, limits: Limits | None = None) -> None:
-        self._backend = backend
+        self.backend = backend
         self.name = backend.name
         self.in_process = backend.in_process
         self.extracts = backend.extracts
@@ -200,11 +202,11 @@ class Guarded:
 
     def search(self, query: Query, deadline: Deadline) -> list[Memory]:
         """See Backend."""
-        return self._call(lambda: self._backend.search(query, deadline), deadline)
+        return self._call(lambda: self.backend.search(query, deadline), deadline)
 
     def get(self, memory_id: str, deadline: Deadline) -> Memory | None:
         """See Backend."""
-        return self._call(lambda: self._backend.get(memory_id, deadline), deadline)
+        return self._call(lambda: self.backend.get(memory_id, deadline), deadline)
 
     def add(
         self,
@@ -215,7 +217,7 @@ class Guarded:
         deadline: Deadline,
     ) -> list[Stored]:
         """See Backend."""
-        return self._call(lambda: self._backend.add(scope, texts, metadata, expiration_date, deadline), deadline)
+        return self._call(lambda: self.backend.add(scope, texts, metadata, expiration_date, deadline), deadline)
 
     def extract(
         self,
@@ -227,36 +229,40 @@ class Guarded:
         """See Backend. Too slow to be the probe: where one is due, `check` is it."""
         if not self._apply(view)[1].closed:
             soon = deadline.at_most(CHECK_SECONDS)
-            self._call(lambda: self._backend.check(soon), soon)
-        return self._call(lambda: self._backend.extract(scope, messages, metadata, deadline), deadline)
+            self._call(lambda: self.backend.check(soon), soon)
+        return self._call(lambda: self.backend.extract(scope, messages, metadata, deadline), deadline)
 
     def update(self, memory_id: str, deadline: Deadline, **changes: Any) -> None:
         """See Backend."""
-        self._call(lambda: self._backend.update(memory_id, deadline, **changes), deadline)
+        self._call(lambda: self.backend.update(memory_id, deadline, **changes), deadline)
 
     def delete(self, memory_id: str, deadline: Deadline) -> None:
         """See Backend."""
-        self._call(lambda: self._backend.delete(memory_id, deadline), deadline)
+        self._call(lambda: self.backend.delete(memory_id, deadline), deadline)
 
     def delete_all(self, scope: Scope, deadline: Deadline) -> None:
         """See Backend."""
-        self._call(lambda: self._backend.delete_all(scope, deadline), deadline)
+        self._call(lambda: self.backend.delete_all(scope, deadline), deadline)
 
     def history(self, memory_id: str, deadline: Deadline) -> list[dict[str, Any]]:
         """See Backend."""
-        return self._call(lambda: self._backend.history(memory_id, deadline), deadline)
+        return self._call(lambda: self.backend.history(memory_id, deadline), deadline)
+
+    def forget(self, scope: Scope, deadline: Deadline) -> bool:
+        """See Backend."""
+        return self.backend.forget(scope, deadline)
 
     def find_marked(self, scope: Scope, job: str, texts: Sequence[str], deadline: Deadline) -> Listing:
         """See Backend."""
-        return self._call(lambda: self._backend.find_marked(scope, job, texts, deadline), deadline)
+        return self._call(lambda: self.backend.find_marked(scope, job, texts, deadline), deadline)
 
     def entities(self, deadline: Deadline) -> tuple[list[dict[str, Any]], bool]:
         """See Backend."""
-        return self._call(lambda: self._backend.entities(deadline), deadline)
+        return self._call(lambda: self.backend.entities(deadline), deadline)
 
     def check(self, deadline: Deadline) -> dict[str, Any]:
         """See Backend. Always asks, whatever the breaker says, and tells it nothing."""
-        return self._backend.check(deadline)
+        return self.backend.check(deadline)
 
     def _call(self, work: Callable[[], T], deadline: Deadline) -> T:
         token = self._enter(deadline)
@@ -266,6 +272,8 @@ class Guarded:
             result = work()
             good = True
             return result
+        except OriginBusy:
+            raise  # nobody was asked
         except (OriginRejected, OriginRateLimited):
             good = True  # it answered
             raise
@@ -294,6 +302,8 @@ class Guarded:
         if good is False and (token or self._mostly_failing()):
             self._see(failing(token, self._limits))
         elif token:
+            if good:
+                gate.of(self.name).ramp()
             self._see(ending(token, good=good is True))
 
     def _mostly_failing(self) -> bool:
@@ -317,4 +327,4 @@ class Guarded:
     # Last, as below it in this class `list` is this method.
     def list(self, scope: Scope, deadline: Deadline) -> Listing:
         """See Backend."""
-        return self._call(lambda: self._backend.list(scope, deadline), deadline)
+        return self._call(lambda: self.backend.list(scope, deadline), deadline)

@@ -16,9 +16,10 @@ import orjson
 from django.conf import settings
 
 from memory import clock, retry
-from memory.backends import answers, filters, forms
+from memory.backends import answers, filters, forms, gate
 from memory.backends.base import LIST_LIMIT, Backend
 from memory.backends.breaker import Guarded
+from memory.backends.gate import Gate
 from memory.backends.transport import Transport
 from memory.clock import Deadline
 from memory.errors import (
@@ -56,13 +57,15 @@ class Mem0REST:
         connections: int = 64,
         guarded: bool = False,
         pause: Callable[[float], None] = time.sleep,
+        gate: Gate | None = None,
+        retry_share: float = 0.1,
     ) -> None:
         headers = {"X-API-Key": key} if key else {}
-        self._transport = Transport(url, headers, ca_file=ca_file, connections=connections, guarded=guarded)
+        self._transport = Transport(url, headers, ca_file=ca_file, connections=connections, gate=gate, guarded=guarded)
         self._host = urlsplit(url).hostname or ""
         self._timeout, self._extract_timeout = timeout, extract_timeout
         self._pause = pause
-        self._budget = retry.Budget()
+        self.budget = retry.Budget(retry_share)
         self._known: tuple[float, str | None] | None = None
 
     # -- reads ---------------------------------------------------------------------------------------------------------
@@ -194,6 +197,10 @@ class Mem0REST:
         """See Backend."""
         self._write("DELETE", "/memories", deadline.at_most(self._timeout), params=forms.ids(scope))
 
+    def forget(self, scope: Scope, deadline: Deadline) -> bool:
+        """See Backend. Mem0's API has nothing for it."""
+        return False
+
     # -- one call ------------------------------------------------------------------------------------------------------
 
     def _read(
@@ -239,7 +246,7 @@ class Mem0REST:
         return self._retried(attempt, deadline)
 
     def _retried(self, attempt: Callable[[], Any], deadline: Deadline) -> Any:
-        self._budget.earn()
+        self.budget.earn()
         for number in range(ATTEMPTS - 1):
             try:
                 return attempt()
@@ -247,7 +254,7 @@ class Mem0REST:
                 wait = error.retry_after
                 if wait is None:
                     wait = retry.backoff(number, base=BACKOFF_SECONDS, most=BACKOFF_MAX_SECONDS)
-                if error.sent or wait >= deadline.remaining() or not self._budget.spend():
+                if error.sent or wait >= deadline.remaining() or not self.budget.spend():
                     raise
             self._pause(wait)
         return attempt()
@@ -286,13 +293,16 @@ def connect() -> Backend:
 
 
 def of_project(url: str, key: str) -> Backend:
-    """A server that is one project's own, behind a breaker of its own, at addresses that a project may have."""
-    own = server(url, key, guarded=True)
-    own.name = f"{Mem0REST.name}:{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    """A project's own server, behind a breaker and a gate of its own, at an address that a project may have."""
+    name = f"{Mem0REST.name}:{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    own = server(url, key, name=name, guarded=True)
+    own.name = name
     return Guarded(own)
 
 
-def server(url: str | None = None, key: str | None = None, *, guarded: bool = False) -> Mem0REST:
+def server(
+    url: str | None = None, key: str | None = None, *, name: str = Mem0REST.name, guarded: bool = False
+) -> Mem0REST:
     """The server itself; without an address that of the settings."""
     return Mem0REST(
         settings.MEM0_REST_API_URL if url is None else url,
@@ -302,6 +312,8 @@ def server(url: str | None = None, key: str | None = None, *, guarded: bool = Fa
         extract_timeout=settings.MEM0_EXTRACT_TIMEOUT_SECONDS,
         ca_file=settings.MEM0_REST_API_CA_FILE,
         connections=settings.WEB_THREADS,
+        gate=gate.of(name),
+        retry_share=settings.UPSTREAM_RETRY_PERCENT / 100,
     )
 
 

@@ -20,8 +20,8 @@ from django.conf import settings
 from django.db import connection as django_connection
 from psycopg2 import sql
 
-from memory import embedders
-from memory.backends import filters, forms
+from memory import db, embedders
+from memory.backends import filters, forms, gate
 from memory.backends.mem0_postgres import Call, Connections, History, current, prepare
 from memory.clock import Deadline
 from memory.embedders.base import Action, Embedder
@@ -41,6 +41,8 @@ PGVECTOR = (0, 8)
 LIST_ROWS = 100_000
 """Rows of one listing; a longer one says that it is cut."""
 DEFAULT_THRESHOLD = 0.1
+SILENCE_SECONDS = 0.25
+"""After a deadline: PostgreSQL's own word that it ended a statement keeps the connection."""
 
 
 class Mem0SDK:
@@ -193,11 +195,12 @@ class Mem0SDK:
 
         return {"name": self.name, "version": __version__, "pgvector": pgvector, "extracts": self.extracts}
 
-    def forget(self, scope: Scope, deadline: Deadline) -> None:
+    def forget(self, scope: Scope, deadline: Deadline) -> bool:
         """Remove what Mem0 noted of the scope's memories, deleted ones included (PROTOCOL D)."""
         named = forms.ids(scope)
         with _call(deadline, write=True):
             _mem0().db.forget(named)
+        return True
 
     def _listed(self, wanted: Mapping[str, str], deadline: Deadline) -> Listing:
         with _call(deadline):
@@ -237,10 +240,18 @@ def _call(deadline: Deadline, project: int | None = None, *, write: bool = False
     """Around a use of Mem0: whatever it raises leaves as an OriginError that holds no text."""
     if deadline.passed:
         raise OriginTimeout("the deadline passed before Mem0 was asked")
+    with gate.of(Mem0SDK.name).passing(deadline), _within(deadline, project, write=write) as call:
+        yield call
+
+
+@contextmanager
+def _within(deadline: Deadline, project: int | None, *, write: bool) -> Iterator[Call]:
     call = Call(deadline, project)
     token = current.set(call)
     try:
-        yield call
+        # The server ends its statements at the deadline itself; one that has stopped does not.
+        with db.patience(until=deadline.at + SILENCE_SECONDS):
+            yield call
     except OriginError as error:
         error.sent = write and call.touched
         raise

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from memory import metrics
+from memory import clock, metrics
 from memory.backends.base import Backend
 from memory.clock import Deadline
 from memory.errors import OriginError
@@ -98,6 +98,11 @@ class Namespaced:
         with self._counted("history"):
             return self._backend.history(memory_id, deadline)
 
+    def forget(self, scope: Scope, deadline: Deadline) -> bool:
+        """See Backend."""
+        with self._counted("forget"):
+            return self._backend.forget(self._out(scope), deadline)
+
     def find_marked(self, scope: Scope, job: str, texts: Sequence[str], deadline: Deadline) -> Listing:
         """See Backend."""
         with self._counted("list"):
@@ -118,11 +123,14 @@ class Namespaced:
     @contextmanager
     def _counted(self, kind: str) -> Iterator[None]:
         metrics.count("upstream_calls", project=self._project, kind=kind)
+        began = clock.now()
         try:
             yield
         except OriginError as error:
             metrics.count("upstream_errors", project=self._project, kind=kind, code=error.code)
             raise
+        finally:
+            metrics.observe("upstream_seconds", clock.now() - began, kind=kind)
 
     def _out(self, scope: Scope) -> Scope:
         return Scope(self._project, *(self._outer(name) for name in (scope.user_id, scope.agent_id, scope.run_id)))

@@ -11,6 +11,7 @@ import io
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
@@ -22,6 +23,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from memory import clock
+from memory.backends.gate import Gate
 from memory.clock import Deadline
 from memory.errors import OriginTimeout, OriginUnavailable
 from memory.tenancy import upstreams
@@ -143,9 +145,10 @@ class Transport:
         *,
         ca_file: str = "",
         connections: int = 64,
+        gate: Gate | None = None,
         guarded: bool = False,
     ) -> None:
-        self._guarded = guarded
+        self._gate, self._guarded = gate, guarded
         self._base = base_url.rstrip("/")
         self._headers = dict(headers)
         self._ca_file, self._connections = ca_file, connections
@@ -176,7 +179,13 @@ class Transport:
         body: bytes | None = None,
     ) -> Reply:
         """One request, answered whole before the deadline. OriginTimeout or OriginUnavailable otherwise, where `sent`
-        says whether any byte of it was given to the network. Redirects are not followed."""
+        says whether any byte of it was given to the network; OriginBusy. Redirects are not followed."""
+        with self._gate.passing(deadline) if self._gate else nullcontext():
+            return self._request(method, path, deadline, params, body)
+
+    def _request(
+        self, method: str, path: str, deadline: Deadline, params: Mapping[str, str] | None, body: bytes | None
+    ) -> Reply:
         call = _Call(deadline, self._guarded)
         token = _call.set(call)
         try:

@@ -19,6 +19,11 @@ class Embedder(Protocol):
     """Model name, part of every cached vector's key."""
     dimensions: int
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether it treats all texts alike, whatever the action."""
+        ...
+
     def embed(self, texts: Sequence[str], action: Action) -> Vectors:
         """An array of shape (len(texts), dimensions), float32, rows of length 1. Asymmetric models tell queries
         ("search") from stored texts ("passage"); others ignore the action."""

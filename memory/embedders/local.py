@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+from django.conf import settings
 
 from memory.embedders.base import Action, Vectors
 from memory.errors import EmbedderError
@@ -40,9 +41,14 @@ class LocalEmbedder:
         # Its sparse head stays out: nothing here uses it.
         self._engine = E5(sae_path=os.path.join(os.devnull, "none"))
 
+    @property
+    def symmetric(self) -> bool:
+        """As EMBEDDER_SYMMETRIC says; L1 asks for "symmetric" then."""
+        return bool(settings.EMBEDDER_SYMMETRIC)
+
     def embed(self, texts: Sequence[str], action: Action) -> Vectors:
-        """An array of shape (len(texts), 384). "symmetric" texts carry the query prefix, as the model's authors ask.
-        Of a long text the beginning is read."""
+        """An array of shape (len(texts), 384). "symmetric" texts carry the query prefix, as the model's authors ask. Of
+        a long text the beginning is read."""
         try:
             read = [text[:READ_CHARACTERS] for text in texts]
             vectors = self._engine.encode(read, is_query=action != "passage")

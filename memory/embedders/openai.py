@@ -38,6 +38,7 @@ class OpenAIEmbedder:
 
     def __init__(self, url: str, key: str, model: str, dimensions: int, timeout: float) -> None:
         self.name = model
+        self.symmetric = True
         self.dimensions = dimensions
         self._url = f"{url.rstrip('/')}/embeddings"
         self._timeout = timeout

@@ -31,6 +31,7 @@ class CachedEmbedder:
     def __init__(self, embedder: Embedder, project: int) -> None:
         self.name = embedder.name
         self.dimensions = embedder.dimensions
+        self.symmetric = embedder.symmetric
         self.project = project
         self._embedder = embedder
         self._secret = hmac.digest(settings.SECRET_KEY.encode(), b"memsvc.l1", "sha256")
@@ -38,6 +39,7 @@ class CachedEmbedder:
     def embed(self, texts: Sequence[str], action: Action) -> Vectors:
         """An array of shape (len(texts), dimensions). Texts are composed (NFC) first; each distinct one is looked up
         and embedded once, and a found one lives L1_TTL_SECONDS from now."""
+        action = self._meant(action)
         composed = [nfc(text) for text in texts]
         distinct = list(dict.fromkeys(composed))
         names = {text: self.key(text, action) for text in distinct}
@@ -58,7 +60,10 @@ class CachedEmbedder:
     def key(self, text: str, action: Action) -> str:
         """The key of one text's vector (PROTOCOL C6: with the project, and nothing of the text can be read from it)."""
         digest = hmac.digest(self._secret, nfc(text).encode(errors="surrogatepass"), "sha256")[:16].hex()
-        return keys.vector(self.project, self.name, self.dimensions, action, digest)
+        return keys.vector(self.project, self.name, self.dimensions, self._meant(action), digest)
+
+    def _meant(self, action: Action) -> Action:
+        return "symmetric" if self.symmetric else action
 
     def _lookup(self, names: Mapping[str, str]) -> dict[str, Vectors]:
         found: dict[str, Vectors] = {}

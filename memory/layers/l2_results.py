@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import redis
 from django.conf import settings
 
-from memory import clock, keys, pending, versions
+from memory import clock, flights, keys, pending, versions
+from memory.clock import Deadline
 from memory.errors import LayerCorrupt, LayerUnavailable
 from memory.layers.base import fillable, pack, unpack
 from memory.pending import Pending
@@ -121,11 +123,28 @@ class ResultLayer:
         except redis.RedisError as error:
             raise LayerUnavailable(NAME, type(error).__name__) from error
 
+    def load_once(
+        self, query: Query, version: int, generation: int, load: Callable[[], Entry], deadline: Deadline
+    ) -> tuple[Entry, bool]:
+        """The entry of this very version, by `load` in whichever process comes first; `load` leaves it here. Whether
+        it was this process. OriginTimeout, and what `load` raises."""
+
+        def landed(stored: bytes) -> Entry | None:
+            entry = self._unpack(query, generation, stored)
+            return entry if entry is not None and entry.version == version else None
+
+        pin = query.scope.pin
+        lease = keys.flight(pin, generation, query.fingerprint, version)
+        return flights.across(
+            lease, keys.result(pin, generation, query.fingerprint), landed, load, deadline, pin.project
+        )
+
     def _unpack(self, query: Query, generation: int, stored: bytes) -> Entry | None:
         try:
             return unpack(NAME, stored)
         except LayerCorrupt:
-            self.drop(query, generation)
+            with contextlib.suppress(LayerUnavailable):
+                self.drop(query, generation)
             return None
 
 

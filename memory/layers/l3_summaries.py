@@ -328,9 +328,12 @@ class SummaryLayer:
 
 
 def model() -> str:
-    """What makes the vectors: model and dimensions; empty where ranking goes by words. EmbedderError."""
+    """What makes the vectors: model, dimensions, and whether questions and stored texts are alike to it; empty where
+    ranking goes by words. EmbedderError."""
     embedder = embedders.get()
-    return f"{embedder.name}/{embedder.dimensions}" if embedder else ""
+    if embedder is None:
+        return ""
+    return f"{embedder.name}/{embedder.dimensions}" + ("/symmetric" if embedder.symmetric else "")
 
 
 def embed(project_id: int, texts: Sequence[str]) -> dict[bytes, bytes]:

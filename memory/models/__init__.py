@@ -1,5 +1,6 @@
 """What memsvc keeps in PostgreSQL."""
 
+from memory.models.erasures import Erasure
 from memory.models.feedback import Feedback
 from memory.models.jobs import Attempt, IdempotencyRecord, Job, Lane
 from memory.models.projects import ApiKey, Project
@@ -13,6 +14,7 @@ __all__ = [
     "ApiKey",
     "Attempt",
     "CounterTotal",
+    "Erasure",
     "Feedback",
     "Heartbeat",
     "IdempotencyRecord",

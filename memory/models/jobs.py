@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 
 from memory.models.projects import Project
 
-KINDS = ("add", "extract", "update", "delete", "delete_all")
+KINDS = ("add", "extract", "update", "delete", "delete_all", "erase")
 UNFINISHED = ("pending", "processing", "stored")
 OPEN = Q(state__in=UNFINISHED) | Q(state="failed", dismissed_at__isnull=True)
 """What a pin's pending set is made of (C1)."""

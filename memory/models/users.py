@@ -28,6 +28,7 @@ class MemoryUser(models.Model):
         permissions = [
             ("warm_memoryuser", "Can warm a user now"),
             ("invalidate_memoryuser", "Can invalidate what is cached of a user"),
+            ("erase_memoryuser", "Can erase a user"),
         ]
         constraints = [models.UniqueConstraint(fields=["project", "user_id"], name="one_user")]
         indexes = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from django.http import HttpRequest
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import AuthenticationFailed, PermissionDenied, Throttled
 from rest_framework.permissions import SAFE_METHODS, BasePermission
@@ -39,7 +40,7 @@ class KeyAuthentication(BaseAuthentication):
 
     def authenticate(self, request: Request) -> tuple[Caller, Caller] | None:
         """The caller, None without a key, AuthenticationFailed for a key that is not good."""
-        secret = _secret(request)
+        secret = secret_of(request)
         if secret is None:
             return None
         caller = keys.authenticate(secret)
@@ -92,7 +93,8 @@ def _limit(request: Request, caller: Caller) -> None:
         raise Throttled(wait=standing.wait)
 
 
-def _secret(request: Request) -> str | None:
+def secret_of(request: HttpRequest | Request) -> str | None:
+    """The key that a request carries, if any. AuthenticationFailed for another scheme."""
     scheme, _, secret = request.META.get("HTTP_AUTHORIZATION", "").strip().partition(" ")
     if scheme:
         if scheme.lower() not in SCHEMES:

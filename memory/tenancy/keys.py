@@ -25,7 +25,7 @@ from memory.models import ApiKey, Project
 
 SCOPES = ("read", "write", "admin")
 FRESH_SECONDS = 1.0
-GRACE_SECONDS = 30.0
+GRACE_SECONDS = 300.0
 USED_EVERY_SECONDS = 60.0
 MAX_KNOWN = 10_000
 MAX_UNKNOWN = 1_000

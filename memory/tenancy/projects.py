@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from django.conf import settings
 from django.db import Error as DatabaseError
@@ -18,6 +18,8 @@ from memory.models import Project
 from memory.tenancy import upstreams
 
 FRESH_SECONDS = 1.0
+AWAY_SECONDS = 300.0
+"""How long a process works with what it knew of a project when PostgreSQL went away."""
 SHAPES_ANSWERS = ("local_search", "local_ranking")
 MOVES_HOUSE = ("upstream_url", "upstream_key")
 
@@ -39,6 +41,8 @@ class Policy:
     backlog_max_bytes: int
     upstream_url: str = ""
     upstream_key: str = field(default="", repr=False)
+    believed: bool = True
+    """False where it is so old that the generation may have moved: then no version is known (PROTOCOL B5)."""
 
 
 _known: dict[int, tuple[Policy, float]] = {}
@@ -46,7 +50,8 @@ _lock = threading.Lock()
 
 
 def policy(project_id: int) -> Policy:
-    """The project's policy. While PostgreSQL is away the last one serves for as long as a version's lease would.
+    """The project's policy. While PostgreSQL is away the last one serves, its generation believed for as long as a
+    version's lease would be.
 
     Project.DoesNotExist for an unknown id; DatabaseUnavailable when there is none to serve.
     """
@@ -57,8 +62,8 @@ def policy(project_id: int) -> Policy:
     try:
         found = _read(Project.objects.get(pk=project_id))
     except DatabaseError as error:
-        if known is not None and asked - known[1] < settings.VERSION_LEASE_SECONDS:
-            return known[0]
+        if known is not None and asked - known[1] < max(AWAY_SECONDS, settings.VERSION_LEASE_SECONDS):
+            return replace(known[0], believed=asked - known[1] < settings.VERSION_LEASE_SECONDS)
         raise DatabaseUnavailable("the project's policies cannot be read") from error
     with _lock:
         _known[project_id] = (found, asked)

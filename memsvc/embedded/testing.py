@@ -17,14 +17,34 @@ from memsvc.embedded.services import Services
 
 PREFIX = "memsvc-test-"
 CACHE_MB = 128
+SERVICE = ("tests/service", "tests/clients")
 # What a developer's shell may hold and the tests must not see.
 CLEARED = {"OPENAI_API_KEY", "OPENAI_BASE_URL", "PORT", "DEBUG", "SECRET_KEY"}
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run pytest with these arguments; returns its exit status."""
+    """Run pytest with these arguments, or all tests; returns its exit status."""
     _remove_abandoned()
     signal.signal(signal.SIGTERM, _end)
+    return _alone(arguments) if arguments else _halves()
+
+
+def _halves() -> int:
+    """All tests, as two runs side by side, told one after the other: those of services wait more than they work."""
+    with tempfile.TemporaryFile("w+") as told:
+        command = [sys.executable, "-m", "memsvc.embedded", "test", "--", *SERVICE]
+        other = subprocess.Popen(command, stdout=told, stderr=subprocess.STDOUT)
+        try:
+            status = _alone([f"--ignore={folder}" for folder in SERVICE])
+            return max(status, _waited(other))
+        finally:
+            other.terminate()
+            other.wait()
+            told.seek(0)
+            print(told.read(), flush=True)
+
+
+def _alone(arguments: Sequence[str]) -> int:
     home = Home(Path(tempfile.mkdtemp(prefix=PREFIX)))
     home.acquire()
     try:
@@ -39,8 +59,11 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _pytest(arguments: Sequence[str], env: Mapping[str, str]) -> int:
-    """Ctrl-C reaches pytest by itself, which ends tidily; only its ending is waited for here."""
-    child = subprocess.Popen([sys.executable, "-m", "pytest", *arguments], env=env)
+    return _waited(subprocess.Popen([sys.executable, "-m", "pytest", *arguments], env=env))
+
+
+def _waited(child: subprocess.Popen[bytes]) -> int:
+    """Its exit status. Ctrl-C reaches pytest by itself, which ends tidily; only its ending is waited for here."""
     while True:
         try:
             return child.wait()

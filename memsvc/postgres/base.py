@@ -5,9 +5,11 @@ Session settings survive a return to the pool: use SET LOCAL, and advisory locks
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import psycopg2
@@ -17,10 +19,13 @@ from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.backends.postgresql import base
 from django.db.backends.postgresql.psycopg_any import IsolationLevel
 
+from memsvc.postgres import waiting
 from memsvc.postgres.pool import Pool
 
 _pools: dict[tuple[tuple[str, str], ...], Pool] = {}
 _lock = threading.Lock()
+
+STATEMENT_MARGIN_SECONDS = 1.0
 
 
 def _forget() -> None:
@@ -35,9 +40,10 @@ os.register_at_fork(after_in_child=_forget)
 
 class DatabaseWrapper(base.DatabaseWrapper):
     """POOL_SIZE connections at most in a process, POOL_TIMEOUT_SECONDS to wait for one or for PostgreSQL,
-    STATEMENT_TIMEOUT_SECONDS for one statement (0: no limit)."""
+    STATEMENT_TIMEOUT_SECONDS for one statement (0: no limit), less within `patience`."""
 
     _pool: Pool | None = None
+    patience = staticmethod(waiting.patience)
 
     def get_connection_params(self) -> dict[str, Any]:
         """Django's own, with limits on how long a dead server can go unnoticed."""
@@ -82,12 +88,20 @@ class DatabaseWrapper(base.DatabaseWrapper):
         with _lock:
             if key not in _pools:
                 seconds = self.settings_dict["POOL_TIMEOUT_SECONDS"]
-                _pools[key] = Pool(lambda: _connect(params), size=size, seconds=seconds)
+                limit = self.settings_dict.get("STATEMENT_TIMEOUT_SECONDS", 0)
+                factory = functools.partial(
+                    waiting.Connection,
+                    connect_seconds=seconds,
+                    # The server's own limit comes first: it ends the statement and keeps the connection.
+                    statement_seconds=limit + STATEMENT_MARGIN_SECONDS if limit else math.inf,
+                )
+                _pools[key] = Pool(lambda: _connect(params, factory), size=size, seconds=seconds)
             return _pools[key]
 
 
-def _connect(params: dict[str, Any]) -> psycopg2.extensions.connection:
-    connection = psycopg2.connect(**params)
+def _connect(params: dict[str, Any], factory: Callable[..., waiting.Connection]) -> waiting.Connection:
+    # No keyword of ours reaches libpq: psycopg2 calls the factory with the address alone.
+    connection: waiting.Connection = psycopg2.connect(**params, connection_factory=factory)
     # As Django does: JSON fields decode for themselves.
     psycopg2.extras.register_default_jsonb(conn_or_curs=connection, loads=lambda text: text)
     return connection

@@ -21,7 +21,7 @@ from cachewarm.models import RebuildRun, Topic, WarmRun
 from memory import stack, versions
 from memory.layers import l3_rows
 from memory.layers.l3_summaries import Reading, Summary
-from memory.models import MemoryUser, PinVersion, Project
+from memory.models import Erasure, MemoryUser, PinVersion, Project
 from memory.types import Scope, Version
 from tests.live import eventually
 from tests.operators import operator, told
@@ -202,6 +202,16 @@ def test_invalidating_moves_version_and_floor_and_a_warm_follows(anh, mem0):
     assert WarmRun.objects.filter(state="due", reason="write", wanted_version=now.number).exists()
 
 
+def test_erasing_asks_first_begins_an_erase_and_shows_its_receipt(anh, mem0):
+    staff = operator(LOOK, "memory.erase_memoryuser", "memory.view_erasure")
+    assert "cannot be undone" in told(staff.get(f"{USERS}{anh.pk}/erase/"))
+    assert not Erasure.objects.exists()
+    assert staff.post(f"{USERS}{anh.pk}/erase/").headers["Location"] == USERS
+    erasure = Erasure.objects.get()
+    assert (erasure.user_id, MemoryUser.objects.exists()) == (ANH, False)
+    assert "pending" in told(staff.get(f"/admin/memory/erasure/{erasure.pk}/change/"))
+
+
 def test_many_users_are_warmed_after_one_question(anh, mem0, project):
     ben = MemoryUser.objects.create(project=project, user_id="ben")
     staff = operator(LOOK, "memory.warm_memoryuser")
@@ -215,7 +225,7 @@ def test_many_users_are_warmed_after_one_question(anh, mem0, project):
 def test_who_may_only_look_is_offered_nothing_and_refused(anh, mem0):
     staff = operator(LOOK)
     assert "Warm now" not in told(staff.get(page(anh)))
-    for act in ("warm", "invalidate"):
+    for act in ("warm", "invalidate", "erase"):
         assert staff.post(f"{USERS}{anh.pk}/{act}/").status_code == 403
     assert staff.post(f"{USERS}{anh.pk}/delete/").status_code == 403
     assert not WarmRun.objects.exists()

@@ -223,7 +223,7 @@ def test_a_cut_listing_moves_the_whole_project_and_ends_after_a_lease(mem0, ann,
 
 
 def test_many_owners_move_as_one(mem0, ann, monkeypatch):
-    from memory import deletes
+    from memory.delivery import deletes
 
     monkeypatch.setattr(deletes, "MOST_PINS", 3)
     for name in "abcd":
@@ -249,7 +249,7 @@ def test_nothing_is_deleted_while_mem0_cannot_tell_what_there_is(mem0, ann):
 
 
 def test_a_listing_of_a_thousand_counts_as_cut():
-    from memory import deletes
+    from memory.delivery import deletes
 
     rows = [Memory(id=str(number), text="tea", user_id="ann") for number in range(LIST_LIMIT)]
     job = Job(project_id=1, user_id="ann", kind="delete_all", payload={})

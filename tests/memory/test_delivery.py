@@ -8,7 +8,7 @@ import pytest
 from django.db.models import F
 from django.db.models.functions import Now
 
-from memory import delivery, identity, keys, versions, write
+from memory import delivery, identity, keys, metrics, versions, write
 from memory.errors import OriginRejected
 from memory.models import Attempt, Job, Lane, PinVersion
 from memory.tenancy.projects import policy
@@ -251,6 +251,28 @@ def test_a6_a_project_may_choose_to_retry_instead(mem0, ann, project):
     pass_time(job, 31)
     run(job)
     assert mem0.texts() == ["tea"]
+
+
+def test_b2_a_look_that_breaks_off_moves_the_version_for_what_may_have_gone(mem0, ann):
+    job = add(ann, "tea")
+    mem0.faults = [answer_lost]
+    run(job)
+    pass_time(job, 31)
+    run(job)
+    for _ in range(2):
+        mem0.store(ann, "tea", {MARK_JOB: str(job.job_id)})
+    before = version_of(ann)
+    metrics.drain()
+    mem0.faults = [lambda work: work(), answer_lost]
+    pass_time(job, 3600)
+    run(job)
+    assert version_of(ann) > before
+    assert fresh(job).reconcile_at is not None
+    pass_time(job, 3600)
+    run(job)
+    assert (mem0.texts(), fresh(job).reconcile_at) == (["tea"], None)
+    counted = {labels: n for (_, name, labels), n in metrics.drain().items() if name == "reconciles"}
+    assert counted == {"outcome=error": 1, "outcome=clean": 1}
 
 
 def test_a7_a_second_copy_is_removed_and_the_reported_one_kept(mem0, ann):

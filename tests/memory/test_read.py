@@ -9,8 +9,9 @@ from datetime import UTC, datetime, timedelta
 import orjson
 import pytest
 from django.db import transaction
+from redis.connection import AbstractConnection
 
-from memory import delivery, keys, read, stack, versions, write
+from memory import delivery, keys, read, refreshing, stack, versions, write
 from memory.clock import Deadline
 from memory.errors import OriginTimeout, OriginUnavailable
 from memory.layers.base import pack
@@ -165,7 +166,46 @@ def test_eventual_serves_a_copy_a_little_behind_and_says_so(mem0, ann):
     ask(ann)
     add(ann, "coffee")
     answer = ask(ann, wish=Wish("eventual"))
-    assert (answer.stale, texts(answer)) == (True, ["tea"])
+    assert (answer.stale, answer.reason, texts(answer)) == (True, "eventual", ["tea"])
+    assert answer.age_ms > 0
+
+
+def test_eventual_waits_for_nothing_while_one_search_behind_it_refreshes(mem0, ann):
+    add(ann, "tea")
+    ask(ann)
+    add(ann, "coffee")
+    searches = mem0.calls.count("search")
+    mem0.stall = threading.Event()
+    for _ in range(20):
+        answer = ask(ann, wish=Wish("eventual"))
+        assert (answer.upstream_calls, texts(answer)) == (0, ["tea"])
+    mem0.stall.set()
+    refreshing.settle()
+    assert mem0.calls.count("search") == searches + 1
+    answer = ask(ann, wish=Wish("eventual"))
+    assert (answer.layer, answer.stale, texts(answer)) == ("L0", False, ["tea", "coffee"])
+
+
+def test_a_refresh_that_fails_leaves_the_copy(mem0, ann):
+    add(ann, "tea")
+    ask(ann)
+    add(ann, "coffee")
+    mem0.down = True
+    for _ in range(2):
+        assert texts(ask(ann, wish=Wish("eventual"))) == ["tea"]
+        refreshing.settle()
+    mem0.down = False
+    assert texts(ask(ann)) == ["tea", "coffee"]
+
+
+def test_refreshes_are_few_and_what_is_one_too_many_is_left_out(redis):
+    held = threading.Event()
+    begun = [refreshing.begin(n, held.wait) for n in range(refreshing.MOST + 5)]
+    assert begun == [True] * refreshing.MOST + [False] * 5
+    assert refreshing.begin(0, held.wait) is False
+    held.set()
+    refreshing.settle()
+    assert refreshing.begin(0, held.wait)
 
 
 def test_b9_eventual_serves_nothing_below_the_floor(mem0, ann):
@@ -275,6 +315,25 @@ def test_a_corrupt_entry_costs_time_and_is_dropped(mem0, ann, redis, monkeypatch
     another_process(monkeypatch)
     answer = ask(ann)
     assert (answer.layer, texts(answer)) == ("L4", ["tea"])
+
+
+def test_a_hit_costs_one_round_trip_to_redis_and_none_to_postgresql(mem0, ann, monkeypatch, django_assert_num_queries):
+    add(ann, "tea")
+    ask(ann)
+    sent: list[object] = []
+    send = AbstractConnection.send_packed_command
+
+    def counted(*args: object, **more: object) -> None:
+        sent.append(args)
+        send(*args, **more)
+
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", counted)
+    for hit in ("L0", "L2"):
+        sent.clear()
+        with django_assert_num_queries(0):
+            assert ask(ann).layer == hit
+        assert len(sent) == 1
+        another_process(monkeypatch)
 
 
 def test_g7_identical_questions_in_flight_are_one_search(mem0, ann):

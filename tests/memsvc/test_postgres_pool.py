@@ -8,14 +8,17 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from functools import partial
 
 import psycopg2
 import pytest
 from django.db import OperationalError, ProgrammingError, connection, connections, transaction
 from django.db.backends.base.base import NO_DB_ALIAS
 
-from memsvc.postgres import base
-from memsvc.postgres.pool import Pool, PoolExhausted
+from memory import clock
+from memsvc.postgres import base, waiting
+from memsvc.postgres.pool import Pool, PoolExhausted, PostgresAway
+from tests.live import eventually
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -23,7 +26,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture
 def connect() -> Callable[[], psycopg2.extensions.connection]:
     params = connection.get_connection_params()
-    return lambda: psycopg2.connect(**params)
+    factory = partial(waiting.Connection, connect_seconds=5, statement_seconds=5)
+    return lambda: psycopg2.connect(**params, connection_factory=factory)
 
 
 @pytest.fixture
@@ -141,18 +145,99 @@ def test_a_place_is_not_lost_with_a_thread_that_never_returned_its_connection(po
 
 
 def test_a_place_is_not_lost_when_postgresql_does_not_answer(connect):
-    answers = [psycopg2.OperationalError("away"), None]
+    answers = [psycopg2.OperationalError("away")]
 
-    def flaky() -> psycopg2.extensions.connection:
-        if (error := answers.pop(0)) is not None:
-            raise error
+    def flaky() -> waiting.Connection:
+        if answers:
+            raise answers.pop()
         return connect()
 
     pool = Pool(flaky, size=1, seconds=0.05)
     with pytest.raises(psycopg2.OperationalError):
         pool.take()
+    eventually(lambda: not pool._asking)
     assert not pool.take().closed
     pool.close()
+
+
+def test_while_postgresql_refuses_connections_everybody_is_told_at_once_and_one_thread_asks(connect):
+    away = threading.Event()
+    tried: list[str] = []
+
+    def refuse() -> waiting.Connection:
+        tried.append(threading.current_thread().name)
+        if not away.is_set():
+            raise psycopg2.OperationalError("away")
+        return connect()
+
+    pool = Pool(refuse, size=2, seconds=5)
+    with pytest.raises(psycopg2.OperationalError, match="away"):
+        pool.take()
+    for _ in range(20):
+        with pytest.raises(PostgresAway):
+            pool.take()
+    assert [name for name in tried if name != "postgres-away"] == ["MainThread"]
+    away.set()
+    eventually(lambda: not pool._trouble)
+    assert not pool.take().closed
+    pool.close()
+
+
+def test_a_connection_that_stands_is_good_while_no_new_one_can_be_made(connect):
+    """As when PostgreSQL has as many clients as it takes."""
+    first = connect()
+    answers = [first]
+    pool = Pool(lambda: answers.pop() if answers else refused(), size=2, seconds=5)
+
+    def refused() -> waiting.Connection:
+        raise psycopg2.OperationalError("too many clients")
+
+    held = pool.take()
+    with pytest.raises(psycopg2.OperationalError):
+        pool.take()
+    pool.give(held)
+    assert pool.take() is held
+    pool.close()
+
+
+def test_a_statement_without_an_answer_is_given_up_and_its_connection_never_used_again(pool, connect, postgres_stopped):
+    held = pool.take()
+    postgres_stopped.stop()
+    began = clock.now()
+    with pytest.raises(waiting.Silence), waiting.patience(0.2), held.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    assert 0.2 <= clock.now() - began < 2
+    assert held.closed
+    pool.give(held)
+    with pytest.raises(PostgresAway):
+        pool.take()
+    postgres_stopped.resume()
+    eventually(lambda: not pool._trouble)
+    assert pool.take() is not held
+
+
+def test_one_slow_statement_among_others_that_are_answered_closes_nobody_out(pool):
+    slow, quick = pool.take(), pool.take()
+    with ThreadPoolExecutor(1) as executor:
+
+        def late() -> None:
+            with waiting.patience(0.3), slow.cursor() as cursor:
+                cursor.execute("SELECT pg_sleep(5)")
+
+        given_up = executor.submit(late)
+        while not given_up.done():
+            with quick.cursor() as cursor:
+                cursor.execute("SELECT 1")
+        assert isinstance(given_up.exception(), waiting.Silence)
+    pool.give(slow)
+    assert not pool._trouble
+    assert not pool.take().closed
+
+
+def test_nothing_waits_longer_than_the_work_in_hand_is_of_use(pool):
+    held = pool.take()
+    with pytest.raises(waiting.Silence), waiting.patience(until=clock.now() + 0.1), held.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(5)")
 
 
 def test_returning_twice_gives_one_place(pool):

@@ -9,6 +9,7 @@ from functools import cache as once
 from typing import Any
 
 import pytest
+from django.db import Error as DatabaseError
 from django.db import connection
 from django.http import HttpResponse
 from django.test import Client
@@ -17,6 +18,7 @@ from drf_spectacular.generators import SchemaGenerator
 from jsonschema import Draft202012Validator
 
 from memory import delivery
+from memory.errors import DatabaseUnavailable
 from memory.models import Job, Project
 from memory.models.jobs import UNFINISHED
 from memory.tenancy import keys
@@ -46,7 +48,9 @@ def conforms(response: HttpResponse, method: str) -> None:
 
 
 def _pattern(path: str) -> str:
-    named = path.replace("{memory_id}", "m").replace("{job_id}", "j").replace("{user_id}", "u")
+    named = (
+        path.replace("{memory_id}", "m").replace("{job_id}", "j").replace("{user_id}", "u").replace("{erasure_id}", "e")
+    )
     return str(resolve(named.replace("{session_id}", "s").replace("{run_id}", "r")).url_name)
 
 
@@ -117,8 +121,11 @@ def worker(api: Caller) -> Iterator[None]:
 
     def work() -> None:
         while not done.wait(0.01):
-            for lane in set(Job.objects.filter(state__in=UNFINISHED).values_list("lane_id", flat=True)):
-                delivery.deliver(lane)
+            try:
+                for lane in set(Job.objects.filter(state__in=UNFINISHED).values_list("lane_id", flat=True)):
+                    delivery.deliver(lane)
+            except (DatabaseError, DatabaseUnavailable):  # PostgreSQL is away, as some tests want it
+                connection.close()
         connection.close()
 
     thread = threading.Thread(target=work)

@@ -215,7 +215,7 @@ def test_a_body_over_the_limit_is_413_and_one_at_it_is_read(api, settings):
     assert api.send("POST", "/memory/add", raw=body.ljust(2000)).status_code == 202
 
 
-@pytest.mark.parametrize("path", ["/memory", "/nonsense", "/memory/a/b/c", "/users/ann/nonsense", "/jobs/7"])
+@pytest.mark.parametrize("path", ["/memory", "/nonsense", "/memory/a/b/c", "/users", "/jobs/7"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_an_unknown_route_is_a_404_problem(api, method, path):
     response = api.send(method, path)

@@ -110,6 +110,11 @@ def test_the_models_name_says_what_the_text_is_for(client, embedded):
     assert cosine(passage, question) < 0.9999
 
 
+def test_a_model_that_treats_texts_alike_has_one_name(client, settings):
+    settings.EMBEDDER_SYMMETRIC = True
+    assert [model.id for model in client.models.list()] == [NAME]
+
+
 def test_a_question_lies_nearest_to_its_answer_across_languages(client):
     answers = vectors(client, ["Tôi dị ứng với tôm.", "Cô ấy chơi đàn piano."], f"{NAME}-passage")
     question = vectors(client, "food allergies", f"{NAME}-search")[0]

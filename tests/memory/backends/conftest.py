@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from memory.backends.mem0_rest import Mem0REST
+from tests import real_mem0
 from tests.fake_mem0 import FakeMem0
 
 
@@ -19,7 +18,6 @@ def rest(mem0_server: FakeMem0) -> Mem0REST:
 
 @pytest.fixture
 def real_rest() -> Mem0REST:
-    """Mem0's real server, where MEM0_REAL_URL and MEM0_REAL_KEY name one that tests may fill."""
-    if "MEM0_REAL_URL" not in os.environ:
-        pytest.skip("MEM0_REAL_URL names no real Mem0 server")
-    return Mem0REST(os.environ["MEM0_REAL_URL"], key=os.environ.get("MEM0_REAL_KEY", ""))
+    """Mem0's real server, where one is named."""
+    server = real_mem0.named()
+    return Mem0REST(server.url, key=server.key)

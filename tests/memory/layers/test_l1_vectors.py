@@ -19,6 +19,7 @@ class Counting:
 
     name = "counting/v1"
     dimensions = 16
+    symmetric = False
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -46,6 +47,14 @@ def outcomes(name: str) -> dict[str, int]:
             outcome = labels.rpartition("outcome=")[2]
             counted[outcome] = counted.get(outcome, 0) + n
     return counted
+
+
+def test_to_a_symmetric_embedder_a_question_and_a_fact_are_one_text(redis, counting):
+    counting.symmetric = True
+    cached = CachedEmbedder(counting, 1)
+    cached.embed(["Ann likes tea"], "passage")
+    cached.embed(["Ann likes tea"], "search")
+    assert counting.asked == ["Ann likes tea"]
 
 
 def test_a_cached_vector_is_the_fresh_one_bit_for_bit(redis):

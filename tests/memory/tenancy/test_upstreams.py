@@ -56,8 +56,8 @@ def test_a_project_reaches_its_own_mem0_only_where_it_may(project, mem0_server, 
         own.list(ann, Deadline.after(5))
     assert not refused.value.sent
     settings.PROJECT_UPSTREAM_HOSTS = frozenset({"localhost"})
-    (stored,) = own._backend._backend.add(ann, ["tea"], {}, None, Deadline.after(20))  # the breaker aside
-    assert [one.id for one in own._backend._backend.list(ann, Deadline.after(20)).memories] == [stored.id]
+    (stored,) = own.add(ann, ["tea"], {}, None, Deadline.after(20))
+    assert [one.id for one in own.list(ann, Deadline.after(20)).memories] == [stored.id]
 
 
 def test_another_upstream_makes_what_was_cached_of_the_former_unreachable(redis, project):

@@ -7,20 +7,24 @@ notes whom it touches before it is sent, as half way through nobody could tell a
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
+from django.db import transaction
 from django.db.models import Q
 
-from memory import write
+from memory import db, erase, write
 from memory.backends.base import Backend
 from memory.clock import Deadline
-from memory.errors import OriginError, OriginUnavailable
+from memory.delivery import lanes
+from memory.delivery.lanes import SENDABLE, Hold
+from memory.errors import OriginError, OriginNotFound, OriginUnavailable
 from memory.models import Job
 from memory.models.jobs import OPEN
 from memory.types import Listing, Pin, Scope, Stored
 from memory.write import DELETE_ALL
 
-SENDABLE = ("pending", "processing")
+LOOK_TIMEOUT_SECONDS = 20.0
 MOST_PINS = 1000
 """Ids one transaction moves one by one; beyond, the whole project moves."""
 MOST_RESULTS = 1000
@@ -54,21 +58,47 @@ def note(job: Job, listing: Listing) -> None:
         "everyone": everyone,
         "touched": [] if everyone else sorted(touched),
         "deleted": list(deleted)[:MOST_RESULTS],
+        "listed": max(payload.get("listed", 0), len(listing.memories)),
     }
 
 
+def note_touched(job: Job, hold: Hold, backend: Backend) -> OriginError | None:
+    """Keep whom it touches, before it is sent (PROTOCOL B5); why that could not be told."""
+    db.release()
+    try:
+        listing = backend.list(write.scope(job), Deadline.after(LOOK_TIMEOUT_SECONDS))
+    except OriginError as error:
+        return error
+    note(job, listing)
+    with transaction.atomic():
+        lanes.assert_held(hold, job)
+        Job.objects.filter(pk=job.pk).update(payload=job.payload)
+        if job.kind == write.ERASE:
+            erase.name_vectors(job, [memory.text for memory in listing.memories])
+    return None
+
+
 def call(job: Job, backend: Backend, deadline: Deadline) -> list[Stored]:
-    """Delete, and look whether all are gone: Mem0 deletes by listing, and a listing may be cut. OriginError."""
+    """Delete until all are gone: Mem0 deletes by listing, and a listing may be cut. OriginError."""
     target = write.scope(job)
     backend.delete_all(target, deadline)
     try:
-        left = backend.list(target, deadline)
+        while backend.list(target, deadline).memories:
+            if deadline.passed:
+                raise OriginUnavailable("Mem0 has not deleted all of them yet")
+            backend.delete_all(target, deadline)
+        if job.kind == write.ERASE:
+            backend.forget(target, deadline)
     except OriginError as error:
         error.sent = True
         raise
-    if left.memories:
-        raise OriginUnavailable("Mem0 has not deleted all of them yet", sent=True)
     return [Stored(memory_id, "", "DELETE") for memory_id in (job.payload or {}).get("deleted", [])]
+
+
+def one(backend: Backend, memory_id: str) -> None:
+    """Remove one memory; none there is as good. OriginError."""
+    with suppress(OriginNotFound):
+        backend.delete(memory_id, Deadline.after(LOOK_TIMEOUT_SECONDS))
 
 
 def pins(job: Job) -> list[Pin] | None:
