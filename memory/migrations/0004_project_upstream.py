@@ -4,7 +4,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('memory', '0002_erasures'),
+        ('memory', '0003_message_job'),
     ]
 
     operations = [
