@@ -28,6 +28,7 @@ DELIVERY, FLIGHTS, GATE = (
     "tests/memory/backends/test_gate.py",
 )
 OUTAGES = "tests/memory/api/test_outages.py"
+SESSIONS = "tests/memory/stm/test_search.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +303,44 @@ MUTANTS = (
         "                gate.of(self.name).ramp()\n",
         "                pass\n",
         f"{GATE}::test_a_breaker_that_closes_opens_the_gate_a_little_at_first",
+    ),
+    Mutant(
+        "pending read after the version in the one round trip",
+        "        pipe.get(keys.pending(pin, generation))\n        pipe.get(keys.version(pin, generation))\n"
+        "        pipe.get(keys.result(pin, generation, query.fingerprint))\n        pipe.time()\n"
+        "        for name in also:\n            pipe.get(name)\n        try:\n"
+        "            open_jobs, copy, stored, time, *more = pipe.execute()\n",
+        "        pipe.get(keys.version(pin, generation))\n        pipe.get(keys.pending(pin, generation))\n"
+        "        pipe.get(keys.result(pin, generation, query.fingerprint))\n        pipe.time()\n"
+        "        for name in also:\n            pipe.get(name)\n        try:\n"
+        "            copy, open_jobs, stored, time, *more = pipe.execute()\n",
+        f"{SESSIONS}::test_c1_of_the_one_round_trip_what_is_pending_comes_before_the_version",
+    ),
+    Mutant(
+        "a session's version read after its messages",
+        "    told = tuple(_told(session, said[0].turn if said else 1))\n",
+        "    told = tuple(_told(session, said[0].turn if said else 1))\n    session.refresh_from_db()\n",
+        f"{SESSIONS}::test_b8_what_is_said_while_a_session_is_read_is_found_by_the_next_search",
+    ),
+    Mutant(
+        "the token for a session's version taken after it was read",
+        "    _, token = versions.take(user, session_id, policy.generation)\n"
+        "    talk = conversation.read(user, session_id)\n",
+        "    talk = conversation.read(user, session_id)\n"
+        "    _, token = versions.take(user, session_id, policy.generation)\n",
+        f"{SESSIONS}::test_b6_a_session_read_before_something_was_said_is_not_kept_as_current",
+    ),
+    Mutant(
+        "a session's version unmoved when its messages are handed over",
+        "    session_versions.move(session)\n    return jobs\n",
+        "    return jobs\n",
+        "tests/memory/stm/test_extraction.py::test_c1_a_fact_is_found_once_before_while_and_after_its_extraction",
+    ),
+    Mutant(
+        "a message that forgets which job took it",
+        ".update(job_id=jobs[-1].job_id)",
+        ".update(job_id=None)",
+        "tests/memory/stm/test_extraction.py::test_c1_a_fact_is_found_once_before_while_and_after_its_extraction",
     ),
 )
 

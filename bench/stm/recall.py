@@ -20,6 +20,7 @@ from memory import recall as service
 from memory.clock import Deadline
 from memory.merge import Near, Weights
 from memory.stm import search
+from memory.stm.conversation import MOST_TURNS
 from memory.tenancy.projects import policy
 from memory.text import nfc, normalised
 from memory.types import Query, Scope
@@ -80,7 +81,7 @@ def load(talk: locomo.Talk, project: int) -> Loaded:
     """The conversation said, its facts stored, its questions asked."""
     scope, rules = Scope(project, talk.id), policy(project)
     locomo.hold(talk, talk.turns, project)
-    nearness.warm([turn.text for turn in talk.turns[-search.MOST_TURNS :]], project)
+    nearness.warm([turn.text for turn in talk.turns[-MOST_TURNS:]], project)
     for at in range(0, len(talk.facts), FACTS_A_WRITE):
         facts = [{"text": nfc(text)} for text, _ in talk.facts[at : at + FACTS_A_WRITE]]
         delivery.deliver(write.accept(Write("add", scope, {"memories": facts}), rules).job.lane_id)

@@ -5,44 +5,33 @@ What is found is current only at the session's very version, in the same life of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from functools import cache as once
 from typing import Any
-from uuid import UUID
 
 import numpy as np
 import orjson
 import redis
-from django.conf import settings
-from django.db import Error as DatabaseError
-from django.db.models.functions import Now
 
 from memory import keys, metrics, nearness, rank
-from memory.errors import DatabaseUnavailable
 from memory.layers.l0_process import OVERHEAD_BYTES, ByteLRU
 from memory.merge import Near
-from memory.models import Message, Session, Tier
+from memory.models import Session
 from memory.nearness import Scores
-from memory.pending import message_id
-from memory.rank import Rows
 from memory.redis_client import cache
-from memory.stm import versions
+from memory.stm import conversation, versions
+from memory.stm.conversation import Conversation, Line
 from memory.stm.versions import NONE, State
 from memory.tenancy.projects import Policy
-from memory.text import content_words, normalised
+from memory.text import normalised
 from memory.types import Memory, Pin, Query
 
 L0, L1, STORED = "stm.L0", "stm.L1", "stm.store"
 NOWHERE = "none"
 """There is no such session of this user."""
-MOST_TURNS = 500
-"""Of a longer session the newest turns are searched as they were said, the older ones as their tier tells them."""
-L0_BYTES, HELD_BYTES = 4 << 20, 16 << 20
+L0_BYTES = 4 << 20
 L1_TTL_SECONDS = 3600
-ROW_BYTES = 2500
-"""What a turn takes in this process beside its text: words and objects."""
 WARM_TURNS = 50
 NEIGHBOUR = 0.5
 """Share of the scores beside it that a message gains: an answer often has no word of the question it answers. Measured:
@@ -58,38 +47,6 @@ class Found:
     near: tuple[Near, ...]
     layer: str
     state: State
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One thing that was said, or is told of older turns (`turn` is
-    then the last of them, `role` the tier's name)."""
-
-    id: str
-    turn: int
-    role: str
-    text: str
-    metadata: Mapping[str, Any]
-    at: str | None
-    job: str | None = None
-    """The job that handed it to extraction."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """A session as this process last read it, ready to be ranked."""
-
-    state: State
-    turns: int
-    extracted: int
-    said: tuple[Line, ...]
-    told: tuple[Line, ...]
-    rows: Rows
-
-    @property
-    def lines(self) -> tuple[Line, ...]:
-        """Everything there is to find, in the order of `rows`."""
-        return (*self.said, *self.told)
 
 
 def names(session_id: str, query: Query, generation: int) -> list[str]:
@@ -127,7 +84,7 @@ def look(session_id: str, query: Query, policy: Policy, *, by_words: bool = Fals
     there is no time. DatabaseUnavailable."""
     user = _user(query)
     _, token = versions.take(user, session_id, policy.generation)
-    talk = _conversation(user, session_id)
+    talk = conversation.read(user, session_id)
     state = talk.state if talk else NONE
     if token is not None:
         versions.keep(user, session_id, policy.generation, state, token)
@@ -162,12 +119,11 @@ def _ranked(session_id: str, talk: Conversation, query: Query, policy: Policy, s
     if not rank.understands(conditions):
         return []
     asked = normalised(query.text) if query.text.endswith("?") else None
-    values = _beside(scored.values, len(talk.said))
+    scores = _beside(scored.values, len(talk.said))
+    nearby = zip(scores, scored.values, scored.reach(query.threshold), talk.lines, strict=True)
     best = [
-        (value, line)
-        for value, own, line, reaches in zip(
-            values, scored.values, talk.lines, scored.reach(query.threshold), strict=True
-        )
+        (score, line)
+        for score, own, reaches, line in nearby
         if own > 0
         and reaches
         and normalised(line.text) != asked  # the very question, said in the session before it was asked here
@@ -207,62 +163,6 @@ def _shown(session_id: str, line: Line, talk: Conversation, query: Query, policy
     }
 
 
-def _conversation(user: Pin, session_id: str) -> Conversation | None:
-    """The session as PostgreSQL has it; of one that this process has read before only what is new is read."""
-    try:
-        session = Session.objects.filter(
-            project_id=user.project,
-            session_id=session_id,
-            user_id=user.id,
-            last_at__gte=Now() - timedelta(hours=settings.STM_SESSION_HOURS),
-        ).first()
-        if session is None:
-            return None
-        held = _talks().get((user, session_id))
-        if held is not None and held.state == State(session.pk, session.version):
-            return held
-        grown = held is not None and (held.state.row, held.extracted) == (session.pk, session.extracted)
-        talk = _read(session, held if grown else None)
-    except DatabaseError as error:
-        raise DatabaseUnavailable("the session cannot be read") from error
-    _talks().put((user, session_id), talk, sum(4 * len(line.text) + ROW_BYTES for line in talk.lines))
-    return talk
-
-
-def _read(session: Session, held: Conversation | None) -> Conversation:
-    """Everything up to now; the version was read before, so what came since is at worst read again."""
-    seen = held.said[-1].turn if held and held.said else max(0, session.turns - MOST_TURNS)
-    rows = Message.objects.filter(session=session, turn__gt=seen).order_by("turn")
-    fresh = rows.values_list("turn", "role", "content", "metadata", "created_at", "job_id")
-    said = (*(held.said if held else ()), *(_line(session, *row) for row in fresh))[-MOST_TURNS:]
-    told = tuple(_told(session, said[0].turn if said else 1))
-    return Conversation(
-        State(session.pk, session.version),
-        session.turns,
-        session.extracted,
-        said,
-        told,
-        Rows([line.text for line in (*said, *told)]),
-    )
-
-
-def _line(session: Session, turn: int, role: str, text: str, metadata: Any, at: datetime, job: UUID | None) -> Line:
-    name = message_id(session.session_id, turn)
-    return Line(name, turn, role, text, metadata, at.isoformat(), str(job) if job else None)
-
-
-def _told(session: Session, first: int) -> list[Line]:
-    """What the tiers tell that no message says as well: of turns before the first read, or in an LLM's own words."""
-    lines = []
-    for tier in Tier.objects.filter(session=session).order_by("first"):
-        if tier.first < first or tier.made_by != "extractive":
-            for index, text in enumerate(tier.text.split("\n")):
-                if content_words(text):
-                    name = f"stm-{session.session_id}-{tier.name}-{index}"
-                    lines.append(Line(name, tier.last, tier.name, text, {}, None))
-    return lines
-
-
 def _pack(found: Found) -> bytes:
     shown = [(one.shown, one.score, one.job) for one in found.near]
     return orjson.dumps((found.state.row, found.state.number, shown), option=orjson.OPT_NON_STR_KEYS)
@@ -289,12 +189,7 @@ def _answers() -> ByteLRU[tuple[Pin, int, str, str], Found]:
     return ByteLRU(L0_BYTES)
 
 
-@once
-def _talks() -> ByteLRU[tuple[Pin, str], Conversation]:
-    return ByteLRU(HELD_BYTES)
-
-
 def forget() -> None:
     """Empty this process's memory of sessions."""
     _answers().clear()
-    _talks().clear()
+    conversation.forget()

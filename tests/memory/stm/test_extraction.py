@@ -31,14 +31,15 @@ def facts(body: dict[str, Any]) -> tuple[int, str]:
 
 
 @pytest.fixture
-def llm(settings, monkeypatch):
-    """Mem0 in process, set to an LLM."""
+def llm(settings, monkeypatch, ann):
+    """Mem0 in process, set to an LLM; it holds nothing of Ann."""
     settings.EMBEDDER, settings.STM_BUDGET_MS = "local", 60_000
     with chat() as served:
         served.answer = facts
         settings.OPENAI_BASE_URL = served.url
         mem0_sdk.close()
         monkeypatch.setattr(stack, "_build", mem0_sdk.Mem0SDK)
+        stack.backend(policy(ann.project)).delete_all(ann, Deadline.after(60))
         yield served
         mem0_sdk.close()
 

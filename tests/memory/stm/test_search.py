@@ -20,7 +20,7 @@ from memory.clock import Deadline
 from memory.errors import OriginUnavailable
 from memory.models import Job, Lane, Project, Session
 from memory.recall import Recalled
-from memory.stm import lifecycle, search, store, tiers
+from memory.stm import conversation, lifecycle, search, store, tiers
 from memory.stm.store import Said
 from memory.tenancy.projects import policy
 from memory.types import Query, Scope
@@ -83,7 +83,7 @@ def test_b8_what_is_said_while_a_session_is_read_is_found_by_the_next_search(mem
 def test_b6_a_session_read_before_something_was_said_is_not_kept_as_current(mem0, ann, say, redis):
     """The token for Redis's copy is taken before PostgreSQL is read: what is published or evicted since removes it."""
     say("I drink tea")
-    real = search._conversation
+    real = conversation.read
 
     def then_something_is_said(*asked):
         talk = real(*asked)
@@ -91,7 +91,7 @@ def test_b6_a_session_read_before_something_was_said_is_not_kept_as_current(mem0
         redis.flushall()
         return talk
 
-    with mock.patch.object(search, "_conversation", then_something_is_said):
+    with mock.patch.object(conversation, "read", then_something_is_said):
         search.look("s", Query(ann, "drink", top_k=50), policy(ann.project))
     assert sorted(texts(ann)) == ["I drink milk", "I drink tea"]
 
