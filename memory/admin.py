@@ -22,7 +22,7 @@ from memory.admin_login import ThrottledLogin
 from memory.admin_sessions import SessionAdmin
 from memory.api.fields import Ident, Wrong
 from memory.models import ApiKey, Attempt, Erasure, Job, Project
-from memory.tenancy import keys, projects
+from memory.tenancy import keys, projects, upstreams
 
 __all__ = ["ApiKeyAdmin", "JobAdmin", "ProjectAdmin", "SessionAdmin"]
 
@@ -33,11 +33,42 @@ admin.site.site_url = "/api/docs/"
 admin.site.enable_nav_sidebar = False  # its width is the tables'
 
 
+class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]
+    """A project; its upstream's key is written and never shown."""
+
+    upstream_key = forms.CharField(
+        required=False,
+        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
+        help_text="Of the upstream above. Never shown again; left empty it stays, and without an upstream it goes.",
+    )
+
+    def clean_upstream_url(self) -> str:
+        """An address that a project may have."""
+        url: str = self.cleaned_data["upstream_url"]
+        if url:
+            try:
+                upstreams.check(url)
+            except ValueError as error:
+                raise forms.ValidationError(str(error)) from None
+        return url
+
+    def clean(self) -> dict[str, Any]:
+        """A key that was not given is the one there was, for the same server alone."""
+        sent = super().clean() or self.cleaned_data
+        url, key = sent.get("upstream_url"), sent.get("upstream_key")
+        if not key and url and url == self.initial.get("upstream_url"):
+            sent["upstream_key"] = self.initial["upstream_key"]
+        elif not url:
+            sent["upstream_key"] = ""
+        return sent
+
+
 @admin.register(Project)
 class ProjectAdmin(ModelAdmin):
     """Tenants. None is deleted here: its memories would stay in Mem0, belonging to nobody."""
 
-    list_display = ("name", "slug", "local_search", "on_unknown", "generation", "created_at")
+    form = ProjectForm
+    list_display = ("name", "slug", "upstream_url", "local_search", "on_unknown", "generation", "created_at")
     readonly_fields = ("namespace", "generation", "created_at")
     prepopulated_fields = {"slug": ("name",)}
 

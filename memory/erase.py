@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import IntegrityError, transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 
 from memory import embedders, keys, pending, signals, versions, write
@@ -35,7 +36,7 @@ from memory.models import (
     SnapshotMemory,
     Tier,
 )
-from memory.models.jobs import UNFINISHED
+from memory.models.jobs import OPEN, UNFINISHED
 from memory.redis_client import cache
 from memory.tenancy.projects import Policy
 from memory.types import Pin, Scope
@@ -44,6 +45,8 @@ from memory.write import ERASE, ERASED, Write
 log = logging.getLogger(__name__)
 
 SCAN_KEYS = 1000
+MOST_PINS = 1000
+"""Ids that are moved and dropped one by one; beyond, it is the whole project."""
 REMAINS = (
     "This receipt, and numbers by which readers know what is current: the user's id, no text.",
     f"Records of the user's earlier writes, without what they wrote, for {settings.JOB_KEEP_DAYS} days.",
@@ -74,6 +77,7 @@ def accept(user: Pin, policy: Policy, idempotency_key: str | None = None, body_d
                 if (same := _under_way(user, lane)) is not None:
                     return same
                 began = _begin(Write(ERASE, scope, {}, None, idempotency_key, body_digest), policy, lane)
+                under = touched(began.job) if began.job else {user}
                 moved = versions.move([user], floor=True)
         except IntegrityError:  # the same key raced us to the commit
             if (earlier := write.replay(idempotency_key, body_digest, policy)) is None:
@@ -82,7 +86,7 @@ def accept(user: Pin, policy: Policy, idempotency_key: str | None = None, body_d
     except DatabaseError as error:
         raise DatabaseUnavailable("the erase was not accepted") from error
     versions.publish(moved)
-    pending.changed([user], policy.generation)
+    pending.changed(under, policy.generation)
     write.wake(lane)
     log.info("erase accepted", extra={"project": user.project, "user_id": user.id, "version": str(moved[0])})
     return began
@@ -142,6 +146,12 @@ def drop_cached(project: int, pins: Iterable[Pin] | None, vectors: Iterable[str]
         client.unlink(*gone[at : at + SCAN_KEYS])
 
 
+def touched(job: Job) -> set[Pin]:
+    """The user, and the agents and runs known so far under which answers may hold something of the user."""
+    noted: dict[str, Any] = job.payload or {}
+    return {*write.scope(job).pins(), *(Pin(job.project_id, kind, name) for kind, name in noted.get("touched", []))}
+
+
 def receipt(erasure: Erasure) -> dict[str, Any]:
     """An erase as the API shows it: how far it is, and what was removed and what could not be."""
     job = erasure.job
@@ -163,7 +173,7 @@ def receipt(erasure: Erasure) -> dict[str, Any]:
 def _under_way(user: Pin, lane: int) -> Erasure | None:
     """The erase that has not emptied Mem0 yet, unless something was accepted after it."""
     last = Job.objects.filter(lane_id=lane).order_by("number").last()
-    if last is None or last.kind != ERASE or last.state == "completed":
+    if last is None or last.state == "completed":
         return None
     if Session.objects.filter(project_id=user.project, user_id=user.id).exists():
         return None
@@ -174,6 +184,7 @@ def _begin(made: Write, policy: Policy, lane: int) -> Erasure:
     """The tombstone, and what it ends, in the caller's transaction."""
     user = made.scope.pin
     before = Job.objects.filter(lane_id=lane).exclude(kind=ERASE)
+    made = replace(made, payload=_named(before))
     lately = Q(completed_at=None) | Q(completed_at__gt=Now() - timedelta(seconds=settings.L1_TTL_SECONDS))
     texts = list(_written(before.filter(lately)))  # vectors of earlier ones have expired
     removed, vectors = forget(user, sessions=True)
@@ -192,7 +203,16 @@ def _begin(made: Write, policy: Policy, lane: int) -> Erasure:
     )
 
 
-def _written(jobs: Any) -> Iterator[str]:
+def _named(jobs: QuerySet[Job]) -> dict[str, Any]:
+    """Under which agents and runs the user's writes that are on their way may show (PROTOCOL B5, C1)."""
+    coming = jobs.filter(OPEN | Q(reconcile_at__isnull=False)).order_by()
+    scopes = coming.values_list("project_id", "user_id", "agent_id", "run_id").distinct()[: MOST_PINS + 1]
+    found = {(pin.kind, pin.id) for ids in scopes for pin in Scope(*ids).pins()}
+    everyone = len(found) > MOST_PINS
+    return {"everyone": everyone, "touched": [] if everyone else sorted(found)}
+
+
+def _written(jobs: QuerySet[Job]) -> Iterator[str]:
     """The texts of jobs: what they were to write, and what Mem0 made of it."""
     for payload, results in jobs.values_list("payload", "results").iterator():
         asked = payload or {}

@@ -78,32 +78,34 @@ def _summary(scope: Scope, policy: Policy) -> Iterator[Line]:
     floor = versions.current(scope.pin, policy.generation).floor
     held = stack.L3.snapshot(scope.project, scope.pin.id, floor)
     if held is not None:
-        told = {name: getattr(held, name) for name in ("built_at", "topics", "recent", "counts")}
-        yield {"type": "summary", **told}
+        yield {"type": "summary"} | _of(held, "built_at", "topics", "recent", "counts")
 
 
 def _sessions(scope: Scope) -> Iterator[Line]:
     for session in rows(Session.objects.filter(project_id=scope.project, user_id=scope.user_id)):
-        names = ("session_id", "turns", "started_at", "last_at")
-        yield {"type": "session"} | {name: getattr(session, name) for name in names}
+        yield {"type": "session"} | _of(session, "session_id", "turns", "started_at", "last_at")
         for message in rows(Message.objects.filter(session=session)):
-            names = ("turn", "message_id", "role", "content", "metadata", "created_at")
-            yield {"type": "message", "session_id": session.session_id} | {n: getattr(message, n) for n in names}
+            told = _of(message, "turn", "message_id", "role", "content", "metadata", "created_at")
+            yield {"type": "message", "session_id": session.session_id} | told
         for tier in Tier.objects.filter(session=session):
-            names = ("name", "first", "last", "text", "made_by")
-            yield {"type": "tier", "session_id": session.session_id} | {name: getattr(tier, name) for name in names}
+            told = _of(tier, "name", "first", "last", "text", "made_by")
+            yield {"type": "tier", "session_id": session.session_id} | told
 
 
 def _jobs(scope: Scope) -> Iterator[Line]:
     """Writes that Mem0 does not have, with what they write."""
     for job in rows(Job.objects.filter(OPEN, project_id=scope.project, user_id=scope.user_id)):
-        names = ("job_id", "kind", "state", "agent_id", "run_id", "memory_id", "payload", "accepted_at")
-        yield {"type": "job"} | {name: getattr(job, name) for name in names}
+        told = _of(job, "job_id", "kind", "state", "agent_id", "run_id", "memory_id", "payload", "accepted_at")
+        yield {"type": "job"} | told
 
 
 def _feedback(scope: Scope) -> Iterator[Line]:
     for one in rows(Feedback.objects.filter(project_id=scope.project, user_id=scope.user_id)):
-        yield {"type": "feedback"} | {name: getattr(one, name) for name in ("memory_id", "feedback", "reason", "at")}
+        yield {"type": "feedback"} | _of(one, "memory_id", "feedback", "reason", "at")
+
+
+def _of(row: Model, *names: str) -> Line:
+    return {name: getattr(row, name) for name in names}
 
 
 def rows(found: QuerySet[Row]) -> Iterator[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from functools import cache as once
+from functools import lru_cache
 from typing import Any
 
 from django.conf import settings
@@ -27,12 +28,20 @@ _building = threading.Lock()
 
 def backend(policy: Policy) -> Namespaced:
     """L4 as this project sees it."""
-    return Namespaced(_origin(), policy.id, policy.namespace)
+    own = policy.upstream_url
+    return Namespaced(_own(own, policy.upstream_key) if own else _origin(), policy.id, policy.namespace)
 
 
 def origin() -> Backend:
     """Mem0 as it is, without any project: for checks and administration."""
     return _origin()
+
+
+@lru_cache(maxsize=256)
+def _own(url: str, key: str) -> Backend:
+    from memory.backends.mem0_rest import of_project  # only the upstream in use is loaded
+
+    return of_project(url, key)
 
 
 def upstream() -> dict[str, Any]:

@@ -62,6 +62,8 @@ MEM0_REST_API_URL = env.text("MEM0_REST_API_URL")
 MEM0_REST_API_KEY = env.secret("MEM0_REST_API_KEY")
 # Certificates (PEM) that Mem0's own must come from; empty: those that browsers trust.
 MEM0_REST_API_CA_FILE = env.text("MEM0_REST_API_CA_FILE")
+# Hosts inside the network that a project's own upstream may be; public ones need no leave, link-local ones get none.
+PROJECT_UPSTREAM_HOSTS = frozenset(host.lower() for host in env.words("PROJECT_UPSTREAM_HOSTS"))
 # Seconds one call to Mem0 over REST may take.
 MEM0_REST_API_TIMEOUT = env.seconds("MEM0_REST_API_TIMEOUT", 30, least=0.05)
 # Seconds an extraction may take: an LLM is behind it.

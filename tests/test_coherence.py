@@ -290,6 +290,19 @@ class Coherence(RuleBasedStateMachine):
         """It goes on, and would store what it read."""
         versions._keep(*taker)
 
+    @rule(process=PROCESSES, who=NAMED)
+    def taker_meets_a_write(self, process, who):
+        """It stands still while what it read is written and CACHE drops the newer copy; a process still has the older
+        answer."""
+        self.ask(process, who, "strict")
+        self.evicted(who, "version")
+        taker = self.taker_pauses(who)
+        self.add(who)
+        self.evicted(who, "version")
+        if isinstance(taker, tuple) and len(taker) == 3:
+            self.taker_stores(taker)
+        self.ask(process, who, "strict")
+
     @rule(who=ASKED, what=st.sampled_from(["version", "token", "result", "pending", "flight"]))
     def evicted(self, who, what):
         """CACHE drops a key."""

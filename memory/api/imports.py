@@ -18,7 +18,7 @@ from memory.types import Scope
 from memory.write import Write
 
 BATCH_FACTS = 100
-MAX_ERRORS = 100
+MAX_REFUSED = 100
 _IDS: dict[str, Field] = {"user_id": Ident(), "agent_id": Ident(), "run_id": Ident()}
 FACT = Record(
     {**_IDS, "memory": Text(), "metadata": Metadata(), "expiration_date": Day()}, required=("user_id", "memory")
@@ -31,20 +31,20 @@ Accept = Callable[[Write], object]
 
 @dataclass
 class Imported:
-    """What came of it. `errors` are (line, reason), the first MAX_ERRORS."""
+    """What came of it. `first_refused` are (line, reason), at most MAX_REFUSED."""
 
     lines: int = 0
     facts: int = 0
     jobs: int = 0
     skipped: int = 0
     refused: int = 0
-    errors: list[tuple[int, str]] = field(default_factory=list)
+    first_refused: list[tuple[int, str]] = field(default_factory=list)
 
     def refuse(self, reason: str) -> None:
         """The line in hand is none that can be taken."""
         self.refused += 1
-        if len(self.errors) < MAX_ERRORS:
-            self.errors.append((self.lines, reason))
+        if len(self.first_refused) < MAX_REFUSED:
+            self.first_refused.append((self.lines, reason))
 
 
 def bring_in(

@@ -50,7 +50,14 @@ from memory.types import Memory
 MAX_BATCH = 1000
 EXPORT_SALT = "memsvc.mem0.export"
 STATUSES = {"pending": "PENDING", "processing": "RUNNING", "stored": "RUNNING", "completed": "SUCCEEDED"}
-EVENTS = {"add": "ADD", "extract": "ADD", "update": "UPDATE", "delete": "DELETE", "delete_all": "DELETE_ALL"}
+EVENTS = {
+    "add": "ADD",
+    "extract": "ADD",
+    "update": "UPDATE",
+    "delete": "DELETE",
+    "delete_all": "DELETE_ALL",
+    "erase": "DELETE_ALL",
+}
 FEEDBACK = ("POSITIVE", "NEGATIVE", "VERY_NEGATIVE")
 
 ADD = Record(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any, NoReturn, cast
+from typing import IO, Any, NoReturn, cast
 
 from django.http import HttpResponse
 from rest_framework.exceptions import APIException, NotFound, ValidationError
@@ -115,11 +115,11 @@ class Import(Door):
     def post(self, request: Request) -> Response:
         """Accept them as they come."""
         bodies.query(request, bodies.NOTHING)
-        lines = imports.lines_of(request.data) if request.data else iter(())
+        lines = imports.lines_of(cast(IO[bytes], request.data)) if request.data else iter(())
         accept = imports.accepting(self.policy)
         told = imports.bring_in(lines, self.caller.project, accept, idempotency_key(request), self.caller.user_id)
-        errors = [{"line": line, "error": reason} for line, reason in told.errors]
-        return Response({**vars(told), "errors": errors}, status=202)
+        shown = [{"line": line, "error": reason} for line, reason in told.first_refused]
+        return Response({**vars(told), "first_refused": shown}, status=202)
 
 
 class Extract(Writing):

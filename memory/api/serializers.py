@@ -225,14 +225,14 @@ class LineRefused(s.Serializer[object]):
 
 
 class Imported(s.Serializer[object]):
-    """What an import has accepted, and the first hundred lines that it has not."""
+    """What an import has accepted, and of the lines that it has refused the first hundred."""
 
     lines = s.IntegerField()
     facts = s.IntegerField()
     jobs = s.IntegerField()
     skipped = s.IntegerField()
     refused = s.IntegerField()
-    errors = LineRefused(many=True)
+    first_refused = LineRefused(many=True)
 
 
 class Invalidated(s.Serializer[object]):

@@ -31,6 +31,8 @@ BURST_PART = 0.1
 WARMING_PART = 0.5
 """Of burst and places, what warming may use: the rest is always there for live calls."""
 RAMP_LEAST = 0.1
+WORKERS = 3
+"""Worker processes of one machine: deliver, warm, rebuild."""
 LEASE_MARGIN_SECONDS = 1.0
 LOOK_SECONDS = 0.03
 """Before a call for which there is no place looks again."""
@@ -212,10 +214,6 @@ class _Share:
     def _leave(self) -> None:
         with self._lock:
             self.inside -= 1
-
-
-WORKERS = 3
-"""Worker processes of one machine: deliver, warm, rebuild."""
 
 
 def _risen(since: float, ramp: float) -> float:

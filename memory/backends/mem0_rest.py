@@ -6,6 +6,7 @@ known to be wrong is refused here, without a call, so that it is never tried aga
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -54,12 +55,13 @@ class Mem0REST:
         extract_timeout: float = 100.0,
         ca_file: str = "",
         connections: int = 64,
+        guarded: bool = False,
         pause: Callable[[float], None] = time.sleep,
         gate: Gate | None = None,
         retry_share: float = 0.1,
     ) -> None:
         headers = {"X-API-Key": key} if key else {}
-        self._transport = Transport(url, headers, ca_file=ca_file, connections=connections, gate=gate)
+        self._transport = Transport(url, headers, ca_file=ca_file, connections=connections, gate=gate, guarded=guarded)
         self._host = urlsplit(url).hostname or ""
         self._timeout, self._extract_timeout = timeout, extract_timeout
         self._pause = pause
@@ -290,16 +292,27 @@ def connect() -> Backend:
     return Guarded(server())
 
 
-def server() -> Mem0REST:
-    """The server itself."""
+def of_project(url: str, key: str) -> Backend:
+    """A project's own server, behind a breaker and a gate of its own, at an address that a project may have."""
+    name = f"{Mem0REST.name}:{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    own = server(url, key, name=name, guarded=True)
+    own.name = name
+    return Guarded(own)
+
+
+def server(
+    url: str | None = None, key: str | None = None, *, name: str = Mem0REST.name, guarded: bool = False
+) -> Mem0REST:
+    """The server itself; without an address that of the settings."""
     return Mem0REST(
-        settings.MEM0_REST_API_URL,
-        key=settings.MEM0_REST_API_KEY,
+        settings.MEM0_REST_API_URL if url is None else url,
+        key=settings.MEM0_REST_API_KEY if key is None else key,
+        guarded=guarded,
         timeout=settings.MEM0_REST_API_TIMEOUT,
         extract_timeout=settings.MEM0_EXTRACT_TIMEOUT_SECONDS,
         ca_file=settings.MEM0_REST_API_CA_FILE,
         connections=settings.WEB_THREADS,
-        gate=gate.of(Mem0REST.name),
+        gate=gate.of(name),
         retry_share=settings.UPSTREAM_RETRY_PERCENT / 100,
     )
 

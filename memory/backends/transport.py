@@ -26,6 +26,7 @@ from memory import clock
 from memory.backends.gate import Gate
 from memory.clock import Deadline
 from memory.errors import OriginTimeout, OriginUnavailable
+from memory.tenancy import upstreams
 
 CONNECT_SECONDS = 3.0
 """Seconds one address may take to accept a connection."""
@@ -41,6 +42,7 @@ class _Call:
     """The call in hand on this thread, and whether any of it was given to the network."""
 
     deadline: Deadline
+    guarded: bool = False
     sent: bool = False
 
 
@@ -77,6 +79,14 @@ class _Response(http.client.HTTPResponse):
 class _Connection(HTTPConnection):
     response_class = _Response
     resting_since = 0.0
+
+    def _new_conn(self) -> socket.socket:
+        # Judged by where it has arrived, before a byte is sent: a name may lead elsewhere each time it is looked up.
+        sock = super()._new_conn()
+        if _call.get().guarded and not upstreams.permitted(self.host, sock.getpeername()[0]):
+            sock.close()
+            raise OriginUnavailable("the project's upstream leads to an address that is not public", sent=False)
+        return sock
 
     def send(self, data: Any) -> None:
         if self.sock is None:
@@ -136,8 +146,9 @@ class Transport:
         ca_file: str = "",
         connections: int = 64,
         gate: Gate | None = None,
+        guarded: bool = False,
     ) -> None:
-        self._gate = gate
+        self._gate, self._guarded = gate, guarded
         self._base = base_url.rstrip("/")
         self._headers = dict(headers)
         self._ca_file, self._connections = ca_file, connections
@@ -175,7 +186,7 @@ class Transport:
     def _request(
         self, method: str, path: str, deadline: Deadline, params: Mapping[str, str] | None, body: bytes | None
     ) -> Reply:
-        call = _Call(deadline)
+        call = _Call(deadline, self._guarded)
         token = _call.set(call)
         try:
             left = deadline.remaining()

@@ -18,6 +18,7 @@ from memory.backends.base import Backend
 from memory.clock import Deadline
 from memory.delivery import lanes
 from memory.delivery.lanes import SENDABLE, Hold
+from memory.erase import MOST_PINS
 from memory.errors import OriginError, OriginNotFound, OriginUnavailable
 from memory.models import Job
 from memory.models.jobs import OPEN
@@ -25,8 +26,6 @@ from memory.types import Listing, Pin, Scope, Stored
 from memory.write import DELETE_ALL
 
 LOOK_TIMEOUT_SECONDS = 20.0
-MOST_PINS = 1000
-"""Ids one transaction moves one by one; beyond, the whole project moves."""
 MOST_RESULTS = 1000
 
 

@@ -67,31 +67,33 @@ def look_again(job: Job, hold: Hold) -> None:
     whatever carries the mark of a job before this one (PROTOCOL A7)."""
     target, backend = write.scope(job), stack.backend(policy(job.project_id))
     db.release()
+    gone: set[Pin] = set()
+    again = None
     try:
-        late = _of_before(job, backend.list(target, Deadline.after(LOOK_TIMEOUT_SECONDS)).memories)
-        for memory in late:
+        for memory in _of_before(job, backend.list(target, Deadline.after(LOOK_TIMEOUT_SECONDS)).memories):
             lanes.renew(hold, LOOK_TIMEOUT_SECONDS)
+            gone.update(Scope(job.project_id, memory.user_id, memory.agent_id, memory.run_id).pins())
             deletes.one(backend, memory.id)
-        if late:
+            metrics.count("surplus_removed", project=job.project_id)
+        if gone:
             backend.forget(target, Deadline.after(LOOK_TIMEOUT_SECONDS))
     except OriginError as error:
-        Job.objects.filter(pk=job.pk).update(reconcile_at=Now() + timedelta(seconds=attempts.backoff(job, error)))
-        return
-    touched = _touched(job)
-    touched = touched and {*touched, *(pin for memory in late for pin in _filed(job, memory).pins())}
+        again = Now() + timedelta(seconds=attempts.backoff(job, error))
     with transaction.atomic():
         lanes.assert_held(hold)
-        moved = versions.move(touched or target.pins(), floor=True) if late else []
+        moved = versions.move(gone, floor=True)
         completion.tell(moved)
     versions.publish(moved)
+    touched = _touched(job)
     try:
-        erase.drop_cached(job.project_id, touched)
+        erase.drop_cached(job.project_id, touched and touched | gone)
     except redis.RedisError:
-        Job.objects.filter(pk=job.pk).update(reconcile_at=Now() + timedelta(seconds=settings.RETRY_MAX_SECONDS))
+        again = again or Now() + timedelta(seconds=settings.RETRY_MAX_SECONDS)
+    if again is not None:
+        Job.objects.filter(pk=job.pk).update(reconcile_at=again)
         return
     Job.objects.filter(pk=job.pk).update(reconcile_at=None, payload=None)
     Erasure.objects.filter(job=job).update(looked_again_at=Now())
-    metrics.count("surplus_removed", len(late), project=job.project_id)
 
 
 def _emptied(job: Job, hold: Hold) -> bool:
@@ -163,10 +165,7 @@ def _complete(erasure: Erasure) -> bool:
 
 def _touched(job: Job) -> set[Pin] | None:
     """The ids under which answers may hold something of the user; None when that may be any of the project."""
-    noted = job.payload or {}
-    if noted.get("everyone"):
-        return None
-    return {*write.scope(job).pins(), *(Pin(job.project_id, kind, name) for kind, name in noted.get("touched", []))}
+    return None if (job.payload or {}).get("everyone") else erase.touched(job)
 
 
 def _of_before(job: Job, memories: Sequence[Memory]) -> list[Memory]:
@@ -183,10 +182,6 @@ def _mark(memory: Memory) -> uuid.UUID | None:
         return uuid.UUID(memory.job or "")
     except (ValueError, AttributeError):
         return None
-
-
-def _filed(job: Job, memory: Memory) -> Scope:
-    return Scope(job.project_id, memory.user_id, memory.agent_id, memory.run_id)
 
 
 def _remains(backend: Backend) -> list[str]:

@@ -27,6 +27,10 @@ class Project(models.Model):
     origin = models.CharField(
         max_length=64, blank=True, editable=False, help_text="Digest of its upstream and embedder."
     )
+    upstream_url = models.CharField(
+        "upstream", max_length=500, blank=True, help_text="A Mem0 server of its own; empty: the service's."
+    )
+    upstream_key = models.CharField(max_length=500, blank=True, help_text="That server's key. Never shown again.")
     local_search = models.CharField(max_length=10, choices=LOCAL_SEARCH, default="", blank=True)
     local_ranking = models.CharField(max_length=20, default="", blank=True)
     on_unknown = models.CharField(max_length=10, choices=ON_UNKNOWN, default="hold")

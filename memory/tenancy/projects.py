@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from django.conf import settings
 from django.db import Error as DatabaseError
@@ -15,11 +15,13 @@ from django.db.models import F
 from memory import clock, versions
 from memory.errors import DatabaseUnavailable
 from memory.models import Project
+from memory.tenancy import upstreams
 
 FRESH_SECONDS = 1.0
 AWAY_SECONDS = 300.0
 """How long a process works with what it knew of a project when PostgreSQL went away."""
 SHAPES_ANSWERS = ("local_search", "local_ranking")
+MOVES_HOUSE = ("upstream_url", "upstream_key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class Policy:
     extract_every_turns: int
     backlog_max_jobs: int
     backlog_max_bytes: int
+    upstream_url: str = ""
+    upstream_key: str = field(default="", repr=False)
     believed: bool = True
     """False where it is so old that the generation may have moved: then no version is known (PROTOCOL B5)."""
 
@@ -68,14 +72,20 @@ def policy(project_id: int) -> Policy:
 
 def save(project: Project) -> None:
     """Keep a project as a person made or changed it. A change that shapes answers moves its generation (PROTOCOL B5),
-    within FRESH_SECONDS in every process; a new project, unless it is the first, gets ids of its own in Mem0."""
+    within FRESH_SECONDS in every process; another Mem0 its versions too, so that nothing of the former is served. A new
+    project, unless it is the first, gets ids of its own in Mem0. ValueError for an upstream it may not have."""
+    if project.upstream_url:
+        upstreams.check(project.upstream_url)
     with transaction.atomic():
         if project.pk is None:
             project.namespace = _free_namespace(project.slug)
         else:
             stands = Project.objects.select_for_update().get(pk=project.pk)
             changed = any(getattr(stands, name) != getattr(project, name) for name in SHAPES_ANSWERS)
-            project.generation = stands.generation + changed
+            moved = any(getattr(stands, name) != getattr(project, name) for name in MOVES_HOUSE)
+            if moved:
+                versions.move_all(project.pk)
+            project.generation = stands.generation + (changed or moved)
         project.save()
 
 
@@ -127,11 +137,14 @@ def _read(project: Project) -> Policy:
         slug=project.slug,
         namespace=project.namespace,
         generation=project.generation,
-        local_search=project.local_search or settings.LOCAL_SEARCH,
+        # What ranks like the service's own Mem0 need not rank like another.
+        local_search=project.local_search or ("degraded" if project.upstream_url else settings.LOCAL_SEARCH),
         local_ranking=project.local_ranking or settings.LOCAL_RANKING,
         on_unknown=project.on_unknown,
         extract_on=project.extract_on,
         extract_every_turns=project.extract_every_turns,
         backlog_max_jobs=project.backlog_max_jobs or settings.BACKLOG_MAX_JOBS,
         backlog_max_bytes=project.backlog_max_bytes or settings.BACKLOG_MAX_BYTES,
+        upstream_url=project.upstream_url,
+        upstream_key=project.upstream_key,
     )

@@ -24,7 +24,7 @@ from psycopg2.extensions import (
 )
 
 from memsvc.postgres import waiting
-from memsvc.postgres.waiting import Connection
+from memsvc.postgres.waiting import Connection, Silence
 
 Lease: TypeAlias = "weakref.finalize[[None], Connection]"
 
@@ -107,8 +107,9 @@ class Pool:
         self._refuse("unreachable", "silent")
         try:
             connection = self._connect()
-        except psycopg2.OperationalError:
-            self._suspect("unreachable")
+        except psycopg2.OperationalError as error:
+            if not isinstance(error, Silence) or error.telling:
+                self._suspect("unreachable")
             raise
         connection.answers = self._answers
         connection.silent = self._given_up
@@ -134,7 +135,11 @@ class Pool:
         try:
             while self._open:
                 try:
-                    with contextlib.closing(self._connect()) as connection, connection.cursor() as cursor:
+                    with (
+                        waiting.patience(self._seconds),
+                        contextlib.closing(self._connect()) as connection,
+                        connection.cursor() as cursor,
+                    ):
                         cursor.execute("SELECT 1")
                     return
                 except psycopg2.Error:

@@ -26,8 +26,16 @@ LEAST_SECONDS = 0.05
 """What is left of a deadline counts as this much, so that a transaction can still be rolled back."""
 
 
+TELLING_SECONDS = 0.2
+"""A silence shorter than this says more about the deadline that ended it than about the server."""
+
+
 class Silence(psycopg2.OperationalError):  # type: ignore[misc]  # psycopg2 publishes no types
-    """PostgreSQL did not answer in time; what became of the statement is unknown."""
+    """PostgreSQL said nothing for so many seconds; what became of the statement is unknown."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"PostgreSQL said nothing for {seconds:.3g} s")
+        self.telling = seconds >= TELLING_SECONDS
 
 
 class Connection(extensions.connection):  # type: ignore[misc]
@@ -83,9 +91,10 @@ def wait(connection: extensions.connection) -> None:
         poller.register(connection.fileno(), select.POLLIN if state == extensions.POLL_READ else select.POLLOUT)
         limit = _limit(connection.limit if pooled else FOREIGN_SECONDS, pooled)
         if not poller.poll(None if limit == inf else limit * 1000):
-            if pooled:
+            silence = Silence(limit)
+            if pooled and silence.telling:
                 connection.silent(before)
-            raise Silence(f"PostgreSQL said nothing for {limit:.3g} s")
+            raise silence
         state = connection.poll()
     if pooled:
         connection.answers[0] += 1

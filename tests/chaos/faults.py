@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from memsvc.embedded import process
 from tests.chaos.history import now
 from tests.chaos.proxy import Trouble
 from tests.chaos.world import World
@@ -59,6 +60,13 @@ def play(world: World, planned: list[Planned]) -> list[str]:
 
     with ThreadPoolExecutor(len(planned)) as pool:
         return sorted(pool.map(one, planned))
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    """To a server and its children: PostgreSQL's are no part of its session."""
+    children = [int(entry.name) for entry in process.PROC.glob("[0-9]*") if process.parent(int(entry.name)) == pid]
+    for each in (pid, *children):
+        process_kill(each, number)
 
 
 Made = tuple[str, Callable[[World], str], Callable[[World], None]]
@@ -114,10 +122,8 @@ def _kill_server(chance: random.Random) -> Made:
     name = chance.choice(SERVERS)
 
     def begin(world: World) -> str:
-        process = getattr(world.servers, name).process
-        pid = process.record.pid
-        for each in process.record.session(world.servers.postgres._home.root):
-            process_kill(each)
+        pid = getattr(world.servers, name).process.record.pid
+        _signal(pid, signal.SIGKILL)
         return f"pid {pid}"
 
     def end(world: World) -> None:
@@ -131,22 +137,15 @@ def _kill_server(chance: random.Random) -> Made:
 def _pause_server(chance: random.Random) -> Made:
     name = chance.choice(SERVERS)
 
-    def send(world: World, number: signal.Signals) -> str:
-        record = getattr(world.servers, name).process.record
-        if record and record.alive:
-            for pid in record.session(world.servers.postgres._home.root):
-                process_kill(pid, number)
-        return f"pid {record.pid}"
+    def begin(world: World) -> str:
+        pid: int = getattr(world.servers, name).process.record.pid
+        _signal(pid, signal.SIGSTOP)
+        return f"pid {pid}"
 
-    return (
-        f"SIGSTOP {name}",
-        lambda world: send(world, signal.SIGSTOP),
-        lambda world: void(send(world, signal.SIGCONT)),
-    )
+    def end(world: World) -> None:
+        _signal(getattr(world.servers, name).process.record.pid, signal.SIGCONT)
 
-
-def void(_: object) -> None:
-    """Nothing of it."""
+    return f"SIGSTOP {name}", begin, end
 
 
 def _kill_mem0(chance: random.Random) -> Made:

@@ -48,7 +48,7 @@ class Load:
 
     def _repeat(self, job: Any, chance: random.Random) -> None:
         with requests.Session() as session:
-            while not self._over.wait(chance.uniform(0.02, 0.2)):
+            while not self._over.wait(chance.uniform(0.01, 0.1)):
                 job(session, chance)
 
     def ask(self, session: requests.Session, method: str, path: str, person: Person, **more: Any) -> Any:
@@ -72,7 +72,7 @@ class Load:
             number = len(facts)
             fact = Fact(f"note {number} of {person.user} in project {person.project}: {chance.choice(THINGS)}", now())
             facts.append(fact)
-        body = {"user_id": person.user, "memories": [fact.text], "wait": chance.choice(("none", "stored"))}
+        body = {"user_id": person.user, "memories": [fact.text], "wait": chance.choice(("none", "none", "stored"))}
         headers = {"Idempotency-Key": uuid.uuid4().hex}
         while fact.accepted is None and now() < fact.sent + PATIENCE_SECONDS:
             answer = self.ask(session, "POST", "/api/v1/memory/add", person, json=body, headers=headers)

@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 
 from cachewarm import learned, runs, tasks
 from cachewarm.models import LearnedQuery, WarmRun
-from memory import delivery, erase, keys, pending, read, stack, upkeep, versions, write
+from memory import delivery, erase, keys, nearness, pending, read, stack, upkeep, versions, write
 from memory.clock import Deadline
 from memory.errors import OriginRejected
 from memory.layers.base import encode
@@ -79,7 +79,7 @@ def finish(scope: Scope) -> Erasure:
 
 
 def ask(scope: Scope, text: str = "drink?") -> Answer:
-    return read.search(Query(scope, text), policy(scope.project), Deadline.after(5))
+    return read.search(Query(scope, text), policy(scope.project), Deadline.after(30))
 
 
 def texts(answer: Answer) -> list[str]:
@@ -151,17 +151,19 @@ def test_after_the_receipt_no_store_holds_a_word_of_the_user(sdk, project, redis
     Feedback.objects.create(project=project, memory_id="m1", user_id=CANARY_USER, feedback="NEGATIVE", reason=CANARY)
     Feedback.objects.create(project=project, memory_id=fresh(mixed).results[0]["id"], feedback="NEGATIVE")
     waiting = add(user, f"{CANARY} waiting")
+    nearness.warm([f"{CANARY} waiting", f"{CANARY} said"], project.pk)
     pending.current(user.pin, rules.generation)
     ask(user, f"{CANARY}?")
     assert {"memory_job", "memory_message", "memory_snapshotmemory", "mem0_memories"} <= where(CANARY)
-    vectors = set(redis.keys("ms:e:*"))
-    assert vectors
+    named = [f"{CANARY} {word}" for word in ("one", "changed", "agent", "said", "waiting", "learned?")]
+    embedded = {key for key in erase.vector_keys(project.pk, named) if redis.exists(key)}
+    assert len(embedded) >= 5
 
     begin(user)
     receipt = erase.receipt(finish(user))
 
     assert where(CANARY) == set()
-    assert not set(redis.keys("ms:e:*")) & set(erase.vector_keys(project.pk, [f"{CANARY} one", f"{CANARY} said"]))
+    assert not redis.exists(*embedded)
     left = {place for place in where(CANARY_USER) if not place.endswith("}:v")}
     assert left == {"memory_erasure", "memory_pinversion", "memory_lane", "memory_job"}
     assert fresh(waiting).reason == "erased"
@@ -239,6 +241,19 @@ def test_what_waits_ends_erased_and_is_never_sent(mem0, ann):
     assert pending.current(ann.pin, 1).items == ()
 
 
+def test_what_waited_shows_under_its_agent_no_more(mem0, redis, ann):
+    """No listing of Mem0 names an agent of whom nothing has arrived."""
+    cook = Pin(ann.project, "agent", "cook")
+    add(Scope(ann.project, "ann", "cook"), "soup")
+    assert [item.text for item in pending.current(cook, 1).items] == ["soup"]
+    copy = redis.get(keys.pending(cook, 1))
+    begin(ann)
+    assert pending.current(cook, 1).items == ()
+    redis.set(keys.pending(cook, 1), copy)  # a publication that was lost
+    finish(ann)
+    assert pending.current(cook, 1).items == ()
+
+
 def test_what_comes_after_begins_a_new_life_and_survives(mem0, ann):
     add(ann, "old")
     deliver(ann)
@@ -268,8 +283,8 @@ def test_a_delivery_under_way_is_waited_out_and_its_memory_goes(mem0, ann):
     assert deliver(ann) == "held"
     answer.set()
     worker.join()
+    assert mem0.texts() == []  # by the same worker, at once: the answer has come
     finish(ann)
-    assert mem0.texts() == []
     assert (fresh(job).state, fresh(job).results) == ("failed", [])
 
 

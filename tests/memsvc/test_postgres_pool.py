@@ -234,6 +234,14 @@ def test_one_slow_statement_among_others_that_are_answered_closes_nobody_out(poo
     assert not pool.take().closed
 
 
+def test_a_deadline_that_was_almost_over_tells_nothing_about_postgresql(pool):
+    held = pool.take()
+    with pytest.raises(waiting.Silence), waiting.patience(until=clock.now()), held.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(5)")
+    pool.give(held)
+    assert not pool.take().closed
+
+
 def test_nothing_waits_longer_than_the_work_in_hand_is_of_use(pool):
     held = pool.take()
     with pytest.raises(waiting.Silence), waiting.patience(until=clock.now() + 0.1), held.cursor() as cursor:

@@ -58,7 +58,7 @@ class Command(BaseCommand):
                 raise CommandError(f"{options['file']}: {error}") from error
         if not options["quiet"]:
             self.stdout.write(f"{told.facts} facts in {told.jobs} jobs; {told.skipped} lines skipped.")
-        for line, reason in told.errors:
+        for line, reason in told.first_refused:
             self.stderr.write(f"line {line}: {reason}")
         if told.refused:
             self.stderr.write(f"{told.refused} lines are no facts.")

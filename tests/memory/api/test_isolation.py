@@ -41,6 +41,7 @@ FORMS = {
     "memory_id": "00000000-0000-4000-8000-00000000000{}",
     "job_id": "00000000-0000-4000-8000-00000000000{}",
     "run_id": "00000000-0000-4000-8000-00000000000{}",
+    "erasure_id": "00000000-0000-4000-8000-00000000000{}",
     "session_id": "no-such-session-{}",
 }
 """What an id looks like that does not exist."""
@@ -69,6 +70,8 @@ RULES: dict[str, list[Call]] = {
     "user-invalidate": [(WRITE, "POST", "/api/v1/users/{user_id}/invalidate", None)],
     "user-export": [(READ, "GET", "/api/v1/users/{user_id}/export", None)],
     "user-warm": [(WRITE, "POST", "/api/v1/users/{user_id}/warm", None)],
+    "user": [(WRITE, "DELETE", "/api/v1/users/{user_id}?wait=none", None)],
+    "erasure": [(READ, "GET", "/api/v1/erasures/{erasure_id}", None)],
     "stm-add-message": [
         (WRITE, "POST", "/api/v1/stm/add_message", {**_NAMED, "session_id": "of-{user_id}", **_SAID[0]}),
     ],
@@ -127,10 +130,10 @@ RULES: dict[str, list[Call]] = {
     "embeddings": [(READ, "POST", "/v1/embeddings", {"model": "m", "input": "hello"})],
     "models": [(READ, "GET", "/v1/models", None)],
 }
-OPEN = {"schema", "docs", "healthz", "readyz", "unknown"}
-"""Routes without anybody's data, which ask for no key."""
+OPEN = {"schema", "docs", "healthz", "readyz", "unknown", "metrics"}
+"""Routes without any user's data, which ask for no key, or as METRICS_ACCESS says."""
 CALLS = [call for calls in RULES.values() for call in calls]
-VOLATILE = ("as_of", "age_ms", "layer", "request_id", "built_at", "id", "server", "since", "at")
+VOLATILE = ("as_of", "age_ms", "layer", "request_id", "built_at", "id", "server", "since", "at", "findings")
 
 
 def test_every_route_has_a_rule():
@@ -169,6 +172,7 @@ class Tenant:
                 "job_id": self.send("POST", "/api/v1/memory/add", fact).json()["job_id"],
                 "session_id": self.send("POST", "/api/v1/stm/add_message", said).json()["session_id"],
                 "run_id": self.send("POST", f"/api/v1/users/{user}/warm").json()["run_id"],
+                "erasure_id": self.send("DELETE", f"/api/v1/users/{user}-of-before?wait=none").json()["erasure_id"],
                 "export": self.send("POST", "/v1/exports/", {"schema": {}, "filters": {"user_id": user}}).json()["id"],
             }
 

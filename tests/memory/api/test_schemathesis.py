@@ -1,5 +1,6 @@
 """What the description promises holds for whatever fits it, and for much that does not: generated requests to every
-operation of the OpenAPI schema. No server error, and no answer that the schema does not name."""
+operation of the OpenAPI schema but the import, whose lines are no JSON. No server error, and no answer that the schema
+does not name."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ CHECKS = [
 
 def test_every_operation_answers_as_the_schema_says(api, worker):
     schema = schemathesis.openapi.from_wsgi("/api/schema/?format=json", get_wsgi_application())
-    operations = [operation.ok() for operation in schema.get_all_operations()]
+    operations = [operation.ok() for operation in schema.exclude(operation_id="memory_import").get_all_operations()]
     operations.sort(key=lambda operation: operation.method == "delete")
     assert len(operations) > 15
     there = _something(api)

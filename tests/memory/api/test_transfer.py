@@ -48,7 +48,7 @@ def test_lines_become_jobs_and_bad_ones_are_named_without_their_text(api):
     ]
     told = send(api, lines).json()
     assert (told["lines"], told["facts"], told["jobs"], told["refused"]) == (7 - 1, 3, 2, 3)
-    assert [one["line"] for one in told["errors"]] == [4, 5, 6]
+    assert [one["line"] for one in told["first_refused"]] == [4, 5, 6]
     assert "oops" not in json.dumps(told)
     jobs = {job.user_id: [one["text"] for one in job.payload["memories"]] for job in Job.objects.all()}
     assert jobs == {"ann": ["tea", "milk"], "ben": ["cats"]}
@@ -71,7 +71,7 @@ def test_a_key_bound_to_a_user_imports_for_that_user(api, make_key):
 def test_a_body_of_any_length_is_taken_a_few_lines_at_a_time(settings, api, monkeypatch):
     settings.MAX_BODY_BYTES = 4096
     assert send(api, [fact("x" * 1000) for _ in range(20)]).json()["facts"] == 20
-    assert send(api, [fact("x" * 5000), fact("tea")]).json()["errors"][0]["line"] == 1
+    assert send(api, [fact("x" * 5000), fact("tea")]).json()["first_refused"][0]["line"] == 1
     taken: list[int] = []
 
     def endless() -> Iterator[bytes]:
