@@ -66,6 +66,7 @@ def servers() -> Iterator[None]:
                 server.start()
             os.environ.update({name: server.url for name, server in services.every.items()})
             os.environ.update({**home.environment(), **SETTINGS, "SECRET_KEY": secrets.token_hex(32)})
+            import_module("memsvc.celery")  # whatever sends tasks needs the app
             django.setup()
             call_command("migrate", verbosity=0)
             yield

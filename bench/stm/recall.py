@@ -19,6 +19,8 @@ from memory import delivery, merge, nearness, write
 from memory import recall as service
 from memory.clock import Deadline
 from memory.merge import Near, Weights
+from memory.models import Job
+from memory.models.jobs import UNFINISHED
 from memory.stm import search
 from memory.stm.conversation import MOST_TURNS
 from memory.tenancy.projects import policy
@@ -29,7 +31,7 @@ from memory.write import Write
 TOP = 10
 TUNED_ON = ("conv-26", "conv-41")
 FACTS_A_WRITE = 100
-WORDS = (0.4, 0.5, 0.6, 0.7)
+WORDS = (0.4, 0.5, 0.6)
 BESIDE = (0.0, 0.25, 0.5, 0.75)
 WEIGHTS = ((0.15, 0.10), (0.15, 0.05), (0.15, 0.0), (0.0, 0.0), (0.25, 0.10))
 """(both, STM alone); the first are the defaults."""
@@ -84,7 +86,9 @@ def load(talk: locomo.Talk, project: int) -> Loaded:
     nearness.warm([turn.text for turn in talk.turns[-MOST_TURNS:]], project)
     for at in range(0, len(talk.facts), FACTS_A_WRITE):
         facts = [{"text": nfc(text)} for text, _ in talk.facts[at : at + FACTS_A_WRITE]]
-        delivery.deliver(write.accept(Write("add", scope, {"memories": facts}), rules).job.lane_id)
+        job = write.accept(Write("add", scope, {"memories": facts}), rules).job
+        while Job.objects.get(pk=job.pk).state in UNFINISHED:
+            delivery.deliver(job.lane_id)
     covers: dict[str, frozenset[str]] = {}
     for text, turns in (*((turn.text, frozenset([turn.id])) for turn in talk.turns), *talk.facts):
         covers[normalised(text)] = covers.get(normalised(text), frozenset()) | turns

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cache as once
 from typing import Any
 from uuid import UUID
 
-from django.conf import settings
 from django.db import Error as DatabaseError
-from django.db.models.functions import Now
 
 from memory.errors import DatabaseUnavailable
 from memory.layers.l0_process import ByteLRU
 from memory.models import Message, Session, Tier
 from memory.pending import message_id
 from memory.rank import Rows
+from memory.stm import lifecycle
 from memory.stm.tiers import EXTRACTIVE
 from memory.stm.versions import State
 from memory.text import content_words
@@ -32,8 +31,7 @@ ROW_BYTES = 2500
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One thing that was said, or is told of older turns (`turn` is
-    then the last of them, `role` the tier's name)."""
+    """One thing that was said, or is told of older turns: `turn` is then the last of them, `role` the tier's name."""
 
     id: str
     turn: int
@@ -66,12 +64,8 @@ def read(user: Pin, session_id: str) -> Conversation | None:
     """The session as PostgreSQL has it; of one that this process has read before only what is new is read.
     DatabaseUnavailable."""
     try:
-        session = Session.objects.filter(
-            project_id=user.project,
-            session_id=session_id,
-            user_id=user.id,
-            last_at__gte=Now() - timedelta(hours=settings.STM_SESSION_HOURS),
-        ).first()
+        standing = lifecycle.standing().filter(project_id=user.project, session_id=session_id, user_id=user.id)
+        session = standing.first()
         if session is None:
             return None
         held = _talks().get((user, session_id))

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Q
+from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Now
 
 from memory import clock, outbox, pending, versions, write
@@ -125,6 +125,11 @@ def _told(session: Session, jobs: Sequence[Job], rules: Policy) -> None:
 
 def _scope(session: Session) -> Scope:
     return Scope(session.project_id, session.user_id)
+
+
+def standing() -> QuerySet[Session]:
+    """The sessions whose time is not over."""
+    return Session.objects.exclude(_overdue())
 
 
 def _overdue() -> Q:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
-from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import transaction
 from django.db.models.functions import Now
@@ -81,11 +79,7 @@ def add(session_id: str, user_id: str | None, said: Sequence[Said], policy: Poli
 def find(project_id: int, session_id: str) -> Session | None:
     """The session, unless it has ended or its time is over. DatabaseUnavailable."""
     try:
-        return Session.objects.filter(
-            project_id=project_id,
-            session_id=session_id,
-            last_at__gte=Now() - timedelta(hours=settings.STM_SESSION_HOURS),
-        ).first()
+        return lifecycle.standing().filter(project_id=project_id, session_id=session_id).first()
     except DatabaseError as error:
         raise DatabaseUnavailable("the session cannot be read") from error
 
