@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or 3.12; everything else comes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help up demo test conformance chaos mutants bench-stall bench-outage bench-agreement bench-stm lint audit fmt clean
+.PHONY: help up manage demo test conformance chaos mutants bench-stall bench-outage bench-agreement bench-stm lint audit fmt clean
 
 PYTHON := .venv/bin/python
 INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -15,6 +15,10 @@ help: ## show this
 
 up: ## install what is missing, start everything, print where it is; Ctrl-C stops it
 	@$(INSTALL) up && exec $(PYTHON) -m memsvc.embedded up
+
+manage: ## a command of manage.py beside the running service; make manage ARGS="adopt"
+	@test -x $(PYTHON) || { echo "Start the service first: make up" >&2; exit 1; }
+	@exec $(PYTHON) -m memsvc.embedded manage $(ARGS)
 
 demo: ## questions cold, warm and after a write, against the running service
 	@test -x $(PYTHON) || { echo "Start the service first: make up" >&2; exit 1; }

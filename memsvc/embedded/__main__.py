@@ -1,4 +1,4 @@
-"""`python -m memsvc.embedded up` and `python -m memsvc.embedded test [-- PYTEST ARGUMENTS]`."""
+"""`python -m memsvc.embedded up`, `… manage COMMAND` beside it, and `… test [-- PYTEST ARGUMENTS]`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ def main(words: list[str]) -> int:
         case ["up"]:
             supervisor.Supervisor().run()
             return 0
+        case ["manage", *command] if command:
+            return supervisor.Supervisor().manage(command)
         case ["test", "--", *arguments] | ["test", *arguments]:
             return testing.run(arguments)
     print(__doc__, file=sys.stderr)

@@ -10,9 +10,10 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -86,6 +87,14 @@ class Supervisor:
             self._home.stop_leftovers()
             self._home.remove_runtime()
             say("stopped")
+
+    def manage(self, words: Sequence[str]) -> int:
+        """A command of manage.py beside the running service, in its environment; its exit status. StartError."""
+        if self._home.try_acquire():
+            raise StartError(f"memsvc does not run in {self._home.root}. Start it with: make up")
+        variables = {name: server.url for name, server in self._services.missing().items()} | self._environment()
+        argv = [sys.executable, "manage.py", *words]
+        return subprocess.run(argv, cwd=settings.BASE_DIR, env=variables, check=False).returncode
 
     # -- starting -----------------------------------------------------------------------------------------------------
 
