@@ -95,14 +95,15 @@ def lines_of(stream: IO[bytes]) -> Iterator[bytes]:
     held, cut = b"", False
     while block := stream.read(BLOCK_BYTES):
         *whole, held = (held + block).split(b"\n")
-        yield from whole[1:] if cut else whole
+        for line in whole[1:] if cut else whole:
+            yield line[: settings.MAX_BODY_BYTES]
         cut = cut and not whole
         if len(held) > settings.MAX_BODY_BYTES:
             if not cut:
                 yield held[: settings.MAX_BODY_BYTES]
             held, cut = b"", True
     if held and not cut:
-        yield held
+        yield held[: settings.MAX_BODY_BYTES]
 
 
 def accepting(policy: Policy) -> Accept:
