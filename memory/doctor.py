@@ -20,9 +20,9 @@ from memory.redis_client import cache
 
 State = Literal["ok", "look", "fail"]
 
-PATIENCE_SECONDS = 15.0
-"""A part that hangs is given up after this long; the first use of an embedder loads its model."""
-MEM0_SECONDS = 10.0
+PATIENCE_SECONDS = 40.0
+"""A part that hangs is given up after this long; the first use of Mem0 in process and of an embedder loads them."""
+MEM0_SECONDS = 30.0
 SKEW_LOOK_SECONDS = 1.0
 SKEW_FAIL_SECONDS = 5.0
 POSTGRESQL = 140000

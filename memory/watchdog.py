@@ -10,12 +10,11 @@ from django.db import connection
 
 from memory import stack
 from memory.backends.breaker import Guarded
+from memory.status import MOST_FAILED, QUEUES
 
 Level = Literal["ok", "look", "call"]
 LEVELS: tuple[Level, ...] = ("ok", "look", "call")
-QUEUES = ("deliver", "warm", "rebuild")
 NEVER = float("inf")
-MOST_FAILED = 1000
 
 THRESHOLDS: dict[str, tuple[float, float, str]] = {
     "oldest_pending_seconds": (60, 600, "Age of the oldest write that Mem0 does not have."),

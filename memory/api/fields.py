@@ -295,11 +295,24 @@ class Record:
 
     def schema(self) -> Schema:
         """See Field."""
-        properties = {name: kind.schema() for name, kind in self.fields.items()}
+        properties = {
+            name: kind.schema() if name in self.required else _or_null(kind.schema())
+            for name, kind in self.fields.items()
+        }
         for name, default in self.defaults.items():
             properties[name] = {**properties[name], "default": default}
         described: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
         return described | ({"required": list(self.required)} if self.required else {})
+
+
+def _or_null(schema: Schema) -> Schema:
+    """The same, or null."""
+    null = {"type": "null"}
+    if "oneOf" in schema:
+        return {**schema, "oneOf": [*schema["oneOf"], *([] if null in schema["oneOf"] else [null])]}
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    enum = {"enum": [*schema["enum"], None]} if "enum" in schema else {}
+    return {**schema, "type": list(dict.fromkeys([*kinds, "null"])), **enum}
 
 
 @dataclass(frozen=True, slots=True)

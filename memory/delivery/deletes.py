@@ -78,13 +78,16 @@ def note_touched(job: Job, hold: Hold, backend: Backend) -> OriginError | None:
 
 
 def call(job: Job, backend: Backend, deadline: Deadline) -> list[Stored]:
-    """Delete until all are gone: Mem0 deletes by listing, and a listing may be cut. OriginError."""
+    """Delete while that leaves fewer, and look whether all are gone: Mem0 deletes by listing, and a listing may be cut.
+    OriginError."""
     target = write.scope(job)
     backend.delete_all(target, deadline)
     try:
-        while backend.list(target, deadline).memories:
-            if deadline.passed:
+        before: set[str] = set()
+        while left := {memory.id for memory in backend.list(target, deadline).memories}:
+            if left == before:
                 raise OriginUnavailable("Mem0 has not deleted all of them yet")
+            before = left
             backend.delete_all(target, deadline)
         if job.kind == write.ERASE:
             backend.forget(target, deadline)

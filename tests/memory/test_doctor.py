@@ -13,8 +13,9 @@ import pytest
 import redis as redis_client
 from django.core.management import call_command
 
-from memory import doctor, upkeep, watchdog
+from memory import doctor, upkeep
 from memory.doctor import Finding
+from memory.status import QUEUES
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -33,7 +34,7 @@ def states(found: list[Finding]) -> dict[str, str]:
 
 
 def test_when_all_is_well_it_says_so_of_every_part(mem0, settings):
-    for queue in watchdog.QUEUES:
+    for queue in QUEUES:
         upkeep.seen(queue)
     upkeep.sweep()
     said = io.StringIO()

@@ -10,6 +10,7 @@ from django.db.models.functions import Now
 
 from memory import delivery, erase, upkeep, watchdog, write
 from memory.models import Erasure, Heartbeat, Job, Lane, Project
+from memory.status import QUEUES
 from memory.tenancy.projects import policy
 from memory.types import Scope
 from memory.write import Write
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 def healthy(redis, mem0, settings):
     settings.PROACTIVE_CACHE_ENABLED = False
     settings.EMBEDDER = "none"
-    for queue in watchdog.QUEUES:
+    for queue in QUEUES:
         upkeep.seen(queue)
     upkeep.sweep()
 
