@@ -31,8 +31,6 @@ from memory.types import Scope
 
 log = logging.getLogger(__name__)
 
-LEASE_SECONDS = 300
-"""Longer than the warm of any one user: it is renewed before each."""
 HANDED_SECONDS = 30
 """How long the message for the next batch may take before it counts as lost."""
 ENTITIES_TIMEOUT_SECONDS = 60.0
@@ -167,7 +165,7 @@ def run_here(work: Work) -> Iterator[RebuildRun]:
 def claim(rebuild_id: int) -> Work | None:
     """The hold on a rebuild, None while another process has it."""
     with connection.cursor() as cursor:
-        cursor.execute(_CLAIM, {"id": rebuild_id, "holder": identity.process(), "lease": LEASE_SECONDS})
+        cursor.execute(_CLAIM, {"id": rebuild_id, "holder": identity.process(), "lease": settings.WARM_LEASE_SECONDS})
         row = cursor.fetchone()
     return Work(RebuildRun.objects.get(pk=rebuild_id), row[0]) if row else None
 
@@ -285,7 +283,7 @@ def _count(run: RebuildRun, outcome: str) -> None:
 def _renew(work: Work) -> bool:
     """Hold on to the rebuild; True when it was asked to stop. LeaseLost."""
     with connection.cursor() as cursor:
-        cursor.execute(_RENEW, {"id": work.run.pk, "fence": work.fence, "lease": LEASE_SECONDS})
+        cursor.execute(_RENEW, {"id": work.run.pk, "fence": work.fence, "lease": settings.WARM_LEASE_SECONDS})
         row = cursor.fetchone()
     if row is None:
         raise LeaseLost

@@ -20,8 +20,6 @@ from memory.models import Job, MemoryUser
 
 log = logging.getLogger(__name__)
 
-LEASE_SECONDS = 300
-"""Longer than any step: a thousand new texts take a loaded core two minutes to embed."""
 RESEND_SECONDS = 10
 """A due run handed to the broker is handed over again after this long; one message too many does no harm."""
 MOST_SENT = 1000
@@ -111,7 +109,7 @@ def request(project_id: int, user_id: str, reason: str, version: int = 0, *, del
 def claim(run_id: uuid.UUID) -> WarmRun | None:
     """The run, now this process's to work on; None when it is not due, was claimed, or its user is being warmed."""
     with connection.cursor() as cursor:
-        cursor.execute(_CLAIM, {"run": run_id, "holder": identity.process(), "lease": LEASE_SECONDS})
+        cursor.execute(_CLAIM, {"run": run_id, "holder": identity.process(), "lease": settings.WARM_LEASE_SECONDS})
         row = cursor.fetchone()
     return WarmRun.objects.get(pk=row[0]) if row else None
 
@@ -127,7 +125,7 @@ def claim_for(rebuild: int, project_id: int, user_id: str) -> WarmRun | None:
                 "user": user_id,
                 "rebuild": rebuild,
                 "holder": identity.process(),
-                "lease": LEASE_SECONDS,
+                "lease": settings.WARM_LEASE_SECONDS,
             },
         )
         row = cursor.fetchone()
@@ -155,7 +153,7 @@ def step_ended(run: WarmRun, step: str) -> None:
     WarmRun.objects.filter(pk=run.pk, state="running").update(
         step=step,
         version=run.version,
-        lease_until=Now() + timedelta(seconds=LEASE_SECONDS),
+        lease_until=Now() + timedelta(seconds=settings.WARM_LEASE_SECONDS),
     )
 
 

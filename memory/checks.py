@@ -24,14 +24,13 @@ from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES
 
 from memory.clock import Deadline
-from memory.delivery import LOOK_TIMEOUT_SECONDS
 from memory.errors import EmbedderError
 from memory.redis_client import cache
 from memsvc import env
 
 SERVICES = "services"
-LEASE_MARGIN_SECONDS = 5.0
-"""What a lane's holder needs beside the call itself: recording the attempt, and its result."""
+LEASE_MARGIN = 0.2
+"""What a lane's holder needs beside the call itself, as a part of it: recording the attempt, and its result."""
 SAFE_CACHES = {
     "django.core.cache.backends.dummy.DummyCache",
     "django.core.cache.backends.locmem.LocMemCache",
@@ -159,8 +158,8 @@ def _visibility() -> Found:
 
 
 def _lane_lease() -> Found:
-    calls = (settings.MEM0_REST_API_TIMEOUT, settings.MEM0_EXTRACT_TIMEOUT_SECONDS, LOOK_TIMEOUT_SECONDS)
-    least = max(calls) + LEASE_MARGIN_SECONDS
+    calls = (settings.MEM0_REST_API_TIMEOUT, settings.MEM0_EXTRACT_TIMEOUT_SECONDS, settings.MEM0_LOOK_TIMEOUT_SECONDS)
+    least = max(calls) * (1 + LEASE_MARGIN)
     if least > settings.LANE_LEASE_SECONDS:
         yield Error(
             f"LANE_LEASE_SECONDS is {settings.LANE_LEASE_SECONDS:g}: a call to Mem0 may outlast it (PROTOCOL A2).",
@@ -264,7 +263,7 @@ def mem0_server() -> Found:
         return
     from memory.backends.mem0_rest import server  # only the upstream in use is loaded
 
-    if refusal := server().refusal(Deadline.after(LOOK_TIMEOUT_SECONDS)):
+    if refusal := server().refusal(Deadline.after(settings.MEM0_LOOK_TIMEOUT_SECONDS)):
         yield Error(refusal, id="memory.E026")
 
 

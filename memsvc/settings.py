@@ -70,6 +70,7 @@ MEM0_REST_API_TIMEOUT = env.seconds("MEM0_REST_API_TIMEOUT", 30, least=0.05)
 MEM0_EXTRACT_TIMEOUT_SECONDS = env.seconds("MEM0_EXTRACT_TIMEOUT_SECONDS", 100, least=0.05)
 # Seconds after its start for which an attempt of unknown outcome may still be running inside Mem0 (PROTOCOL A5).
 MEM0_ADD_SETTLE_SECONDS = env.seconds("MEM0_ADD_SETTLE_SECONDS", 30)
+MEM0_LOOK_TIMEOUT_SECONDS = env.seconds("MEM0_LOOK_TIMEOUT_SECONDS", 20, least=0.1)
 MEM0_EXTRACT_SETTLE_SECONDS = env.seconds("MEM0_EXTRACT_SETTLE_SECONDS", 120)
 # The circuit breaker opens after this many failures within the window, for a pause that doubles with each failed probe.
 BREAKER_FAILURES = env.integer("BREAKER_FAILURES", 5, least=1)
@@ -161,6 +162,8 @@ REBUILD_THREADS = env.integer("REBUILD_THREADS", 2, least=1)
 # A burst of writes is warmed once: this long after its last write, at most WARM_MAX_WAIT_SECONDS after its first.
 WARM_DEBOUNCE_SECONDS = env.seconds("WARM_DEBOUNCE_SECONDS", 0.3)
 WARM_MAX_WAIT_SECONDS = env.seconds("WARM_MAX_WAIT_SECONDS", 5)
+# Longer than any step: a thousand new texts take a loaded core two minutes to embed.
+WARM_LEASE_SECONDS = env.seconds("WARM_LEASE_SECONDS", 300, least=1)
 WARM_ATTEMPTS = env.integer("WARM_ATTEMPTS", 5, least=1)
 WARM_SET_QUERIES = env.integer("WARM_SET_QUERIES", 20)
 # Upstream searches one warm may make where local search does not answer: the topics ask 22 (PROTOCOL C3).

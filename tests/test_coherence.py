@@ -37,7 +37,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 EXAMPLES = 400
 STEPS = 20
 LEAST_OVERLAPPED = 0.2
-EVENTUAL_SECONDS = 0.03
 PATIENCE_SECONDS = 20.0
 
 here = threading.local()
@@ -131,6 +130,7 @@ class World:
     projects: tuple[int, int]
     layers: list[ProcessLayer]
     flying: list[dict[Any, Any]]
+    settings: Any
     seen: Counter[str] = field(default_factory=Counter)
     names: Iterator[int] = field(default_factory=itertools.count)
 
@@ -161,6 +161,13 @@ NAMED = st.sampled_from(
         (0, None, "x", "r"),
         (1, "a", "x", None),
     ]
+)
+
+
+# `eventual` is as patient as its `max_age_ms` says here: the setting is the service's.
+WISHES = st.one_of(
+    st.sampled_from([Wish(), Wish("fresh")]),
+    st.builds(Wish, st.sampled_from(["bounded", "eventual"]), st.sampled_from([0, 1, 10, 10_000])),
 )
 
 
@@ -208,8 +215,8 @@ class Coherence(RuleBasedStateMachine):
         world.mem0.rows = [row for row in world.mem0.rows if row.id != gone.id]
         return self.changed(self.owner(gone), floor=True)
 
-    @rule(write=consumes(writes), published=st.sampled_from([True, True, False]))
-    def write_ends(self, write, published):
+    @rule(write=consumes(writes), published=st.sampled_from([True, True, False]), asks=st.booleans())
+    def write_ends(self, write, published, asks):
         """The version moves; where its publication is lost, the write is complete when a lease has passed."""
         scope, state, floor = write
         with transaction.atomic():
@@ -221,6 +228,8 @@ class Coherence(RuleBasedStateMachine):
             self.unconfirmed.append((scope.pins(), state, floor))
         if any(one.reached.is_set() and one.query.scope.pin in scope.pins() for one in self.open):
             self.overlapped = True
+        if not asks:
+            return
         pin = moved[0].pin
         mine = self.question(Scope(scope.project, **{f"{pin.kind}_id": pin.id}))
         self.look(Wish(min_version=moved[0].number), mine, at_least=state)  # the writer's own next question
@@ -228,14 +237,14 @@ class Coherence(RuleBasedStateMachine):
     @rule(who=NAMED)
     def add(self, who):
         """A whole write at once."""
-        self.write_ends(self.write_begins(who), True)
+        self.write_ends(self.write_begins(who), True, True)
 
     @rule(who=NAMED, which=st.integers(0, 5))
     def delete(self, who, which):
         """A whole delete at once."""
         write = self.delete_begins(who, which)
         if isinstance(write, tuple) and len(write) == 3:
-            self.write_ends(write, True)
+            self.write_ends(write, True, True)
 
     # -- reads --------------------------------------------------------------------------------------------------------
 
@@ -264,15 +273,18 @@ class Coherence(RuleBasedStateMachine):
             return  # it ends with the one it joined
         self.end(reading)
 
-    @rule(process=PROCESSES, who=ASKED, consistency=st.sampled_from(["strict", "eventual", "fresh"]))
-    def ask(self, process, who, consistency):
+    @rule(process=PROCESSES, who=ASKED, wish=WISHES)
+    def ask(self, process, who, wish):
         """A read from beginning to end."""
-        self.look(Wish(consistency), self.question(self.scope(who)), process)
+        self.look(wish, self.question(self.scope(who)), process)
 
-    @rule(process=PROCESSES, who=ASKED, milliseconds=st.integers(0, 20))
-    def ask_bounded(self, process, who, milliseconds):
-        """Likewise, content with what is a little old."""
-        self.look(Wish("bounded", max_age_ms=milliseconds), self.question(self.scope(who)), process)
+    @rule(process=PROCESSES, who=NAMED, gone=st.booleans(), wish=WISHES)
+    def write_meets_an_old_answer(self, process, who, gone, wish):
+        """A process has an answer, something is written or deleted, and the process is asked again."""
+        self.add(who)
+        self.ask(process, who, Wish())
+        self.write_ends(self.delete_begins(who, 0) if gone else self.write_begins(who), True, False)
+        self.ask(process, who, wish)
 
     # -- what goes wrong ----------------------------------------------------------------------------------------------
 
@@ -294,14 +306,14 @@ class Coherence(RuleBasedStateMachine):
     def taker_meets_a_write(self, process, who):
         """It stands still while what it read is written and CACHE drops the newer copy; a process still has the older
         answer."""
-        self.ask(process, who, "strict")
+        self.ask(process, who, Wish())
         self.evicted(who, "version")
         taker = self.taker_pauses(who)
         self.add(who)
         self.evicted(who, "version")
         if isinstance(taker, tuple) and len(taker) == 3:
             self.taker_stores(taker)
-        self.ask(process, who, "strict")
+        self.ask(process, who, Wish())
 
     @rule(who=ASKED, what=st.sampled_from(["version", "token", "result", "pending", "flight"]))
     def evicted(self, who, what):
@@ -356,6 +368,7 @@ class Coherence(RuleBasedStateMachine):
 
     def look(self, wish: Wish, query: Query, process: int = 0, at_least: int = 0) -> None:
         """Ask and check. A load that another read is stopped in is left to that one."""
+        world.settings.EVENTUAL_MAX_STALE_SECONDS = wish.max_age_ms / 1000
         reading = Reading(process, query, wish, query.scope.project)
         reading.start(slow=False)
         if reading.settled():
@@ -389,7 +402,7 @@ class Coherence(RuleBasedStateMachine):
 
     def oldest(self, pin: Pin, since: float, wish: Wish) -> int:
         """The oldest state of Mem0 that a read begun at `since` may show."""
-        slack = {"bounded": wish.max_age_ms / 1000, "eventual": EVENTUAL_SECONDS}.get(wish.consistency, 0.0)
+        slack = wish.max_age_ms / 1000
         found = [state for at, named, state, _ in self.completed if named == pin and at <= since - slack]
         # `eventual` shows nothing below the floor, however little time has passed (B9).
         if wish.consistency == "eventual":
@@ -433,13 +446,12 @@ def two_processes(project, redis, settings, monkeypatch) -> World:
     global world
     settings.LOCAL_SEARCH = "off"
     settings.EMBEDDER = "none"
-    settings.EVENTUAL_MAX_STALE_SECONDS = EVENTUAL_SECONDS
     settings.UPSTREAM_CALLS_PER_SECOND = 0
     other = Project.objects.create(name="Other", slug="other", namespace="other")
     layers = [ProcessLayer(), ProcessLayer()]
     flying: list[dict[Any, Any]] = [{}, {}]
     mem0 = SlowMem0()
-    world = World(mem0, redis, (project.pk, other.pk), layers, flying)
+    world = World(mem0, redis, (project.pk, other.pk), layers, flying, settings)
     monkeypatch.setattr(stack, "L0", OfProcess(layers))
     monkeypatch.setattr(stack, "_build", lambda: mem0)
     monkeypatch.setattr(flights, "_flying", OfProcess(flying))

@@ -7,9 +7,8 @@ it is sent · `deletes` what a delete by user, agent or run waits for and whom i
 """
 
 from memory.delivery.completion import complete_overdue
-from memory.delivery.deletes import LOOK_TIMEOUT_SECONDS
 from memory.delivery.erasing import complete_erasures
 from memory.delivery.lanes import SENDABLE
 from memory.delivery.work import deliver
 
-__all__ = ["LOOK_TIMEOUT_SECONDS", "SENDABLE", "complete_erasures", "complete_overdue", "deliver"]
+__all__ = ["SENDABLE", "complete_erasures", "complete_overdue", "deliver"]

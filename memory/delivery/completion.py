@@ -11,9 +11,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from memory import clock, db, metrics, pending, signals, stack, versions, write
-from memory.clock import Deadline
 from memory.delivery import deletes, lanes
-from memory.delivery.deletes import LOOK_TIMEOUT_SECONDS
 from memory.delivery.lanes import Hold
 from memory.errors import OriginError
 from memory.models import Job
@@ -149,7 +147,7 @@ def _read_back(job: Job, rules: Policy) -> list[Memory] | None:
     if not backend.in_process or job.user_id is None or job.kind in ("delete", write.DELETE_ALL):
         return None
     db.release()
-    deadline = Deadline.after(LOOK_TIMEOUT_SECONDS)
+    deadline = lanes.look_deadline()
     ids = {item["id"] for item in job.results}
     try:
         if job.kind == "update":

@@ -25,7 +25,6 @@ from memory.models.jobs import OPEN
 from memory.types import Listing, Pin, Scope, Stored
 from memory.write import DELETE_ALL
 
-LOOK_TIMEOUT_SECONDS = 20.0
 MOST_RESULTS = 1000
 
 
@@ -65,7 +64,7 @@ def note_touched(job: Job, hold: Hold, backend: Backend) -> OriginError | None:
     """Keep whom it touches, before it is sent (PROTOCOL B5); why that could not be told."""
     db.release()
     try:
-        listing = backend.list(write.scope(job), Deadline.after(LOOK_TIMEOUT_SECONDS))
+        listing = backend.list(write.scope(job), lanes.look_deadline())
     except OriginError as error:
         return error
     note(job, listing)
@@ -100,7 +99,7 @@ def call(job: Job, backend: Backend, deadline: Deadline) -> list[Stored]:
 def one(backend: Backend, memory_id: str) -> None:
     """Remove one memory; none there is as good. OriginError."""
     with suppress(OriginNotFound):
-        backend.delete(memory_id, Deadline.after(LOOK_TIMEOUT_SECONDS))
+        backend.delete(memory_id, lanes.look_deadline())
 
 
 def pins(job: Job) -> list[Pin] | None:

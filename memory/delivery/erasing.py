@@ -18,10 +18,8 @@ from django.db.models.functions import Now
 
 from memory import db, erase, metrics, stack, versions, write
 from memory.backends.base import Backend
-from memory.clock import Deadline
 from memory.delivery import attempts, completion, deletes, lanes, settle
 from memory.delivery.attempts import Part
-from memory.delivery.deletes import LOOK_TIMEOUT_SECONDS
 from memory.delivery.lanes import Hold
 from memory.errors import OriginError
 from memory.models import Attempt, Erasure, Feedback, Job
@@ -70,13 +68,13 @@ def look_again(job: Job, hold: Hold) -> None:
     gone: set[Pin] = set()
     again = None
     try:
-        for memory in _of_before(job, backend.list(target, Deadline.after(LOOK_TIMEOUT_SECONDS)).memories):
-            lanes.renew(hold, LOOK_TIMEOUT_SECONDS)
+        for memory in _of_before(job, backend.list(target, lanes.look_deadline()).memories):
+            lanes.renew(hold, settings.MEM0_LOOK_TIMEOUT_SECONDS)
             gone.update(Scope(job.project_id, memory.user_id, memory.agent_id, memory.run_id).pins())
             deletes.one(backend, memory.id)
             metrics.count("surplus_removed", project=job.project_id)
         if gone:
-            backend.forget(target, Deadline.after(LOOK_TIMEOUT_SECONDS))
+            backend.forget(target, lanes.look_deadline())
     except OriginError as error:
         again = Now() + timedelta(seconds=attempts.backoff(job, error))
     with transaction.atomic():

@@ -12,6 +12,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from memory import clock, identity
+from memory.clock import Deadline
 from memory.models import Job, Lane
 
 SENDABLE = ("pending", "processing")
@@ -56,6 +57,11 @@ def renew(hold: Hold, timeout: float) -> float:
     if not Lane.objects.filter(pk=hold.lane, fence=hold.fence).update(lease_until=_lease_end()):
         raise LaneLost
     return began + settings.LANE_LEASE_SECONDS - timeout
+
+
+def look_deadline() -> Deadline:
+    """How long one look at what Mem0 holds may take."""
+    return Deadline.after(settings.MEM0_LOOK_TIMEOUT_SECONDS)
 
 
 def assert_held(hold: Hold, job: Job | None = None) -> None:

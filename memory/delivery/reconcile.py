@@ -11,9 +11,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from memory import db, metrics, stack, versions, write
-from memory.clock import Deadline
 from memory.delivery import attempts, completion, deletes, erasing, lanes
-from memory.delivery.deletes import LOOK_TIMEOUT_SECONDS
 from memory.delivery.lanes import Hold
 from memory.errors import OriginError
 from memory.models import Job
@@ -39,10 +37,10 @@ def _reconcile(job: Job, hold: Hold) -> None:
     db.release()
     touched, again, outcome = False, None, "clean"
     try:
-        found = backend.find_marked(write.scope(job), str(job.job_id), texts, Deadline.after(LOOK_TIMEOUT_SECONDS))
+        found = backend.find_marked(write.scope(job), str(job.job_id), texts, lanes.look_deadline())
         outcome = "clean" if found.complete else "cut"
         for memory in _surplus(job, found.memories):
-            lanes.renew(hold, LOOK_TIMEOUT_SECONDS)
+            lanes.renew(hold, settings.MEM0_LOOK_TIMEOUT_SECONDS)
             touched, outcome = True, "surplus"
             deletes.one(backend, memory.id)
             metrics.count("surplus_removed", project=job.project_id)

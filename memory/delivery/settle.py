@@ -13,9 +13,7 @@ from django.db.models.functions import Now
 
 from memory import clock, db, identity, write
 from memory.backends.base import Backend
-from memory.clock import Deadline
 from memory.delivery import attempts, lanes
-from memory.delivery.deletes import LOOK_TIMEOUT_SECONDS
 from memory.delivery.lanes import Hold
 from memory.models import Attempt, Job
 from memory.text import text_hash
@@ -61,7 +59,7 @@ def resolve(job: Job, hold: Hold, backend: Backend) -> bool:
     if job.kind in ("add", "extract"):
         texts = [fact["text"] for fact in attempts.payload(job)["memories"]] if job.kind == "add" else []
         db.release()
-        found = backend.find_marked(write.scope(job), str(job.job_id), texts, Deadline.after(LOOK_TIMEOUT_SECONDS))
+        found = backend.find_marked(write.scope(job), str(job.job_id), texts, lanes.look_deadline())
         conclusive = found.complete
         _adopt(job, found.memories)
     since = clock.now()

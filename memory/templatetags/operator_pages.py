@@ -8,7 +8,7 @@ from typing import Any
 from django import template
 from django.db import DatabaseError
 
-from memory import status
+from memory import status, watchdog
 
 register = template.Library()
 
@@ -38,6 +38,6 @@ def status_panel(context: dict[str, Any]) -> dict[str, Any]:
     if not context["request"].user.has_perm("memory.view_job"):
         return {}
     try:
-        return {"status": status.read()}
+        return {"status": status.read(), "watch": watchdog.read()}
     except DatabaseError:
         return {"away": True}

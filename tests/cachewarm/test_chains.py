@@ -319,7 +319,7 @@ def test_redis_being_down_fails_the_warm_after_l3_and_not_the_write(mem0, ann, f
     assert Snapshot.objects.exists()
 
 
-def test_a_killed_workers_warm_is_taken_up_by_the_sweeper(mem0, ann, few_topics):
+def test_a_killed_workers_warm_is_taken_up_by_the_sweeper(mem0, ann, few_topics, settings):
     add(ann, "tea")
     run = the_run()
     work(run, steps=2)
@@ -327,7 +327,7 @@ def test_a_killed_workers_warm_is_taken_up_by_the_sweeper(mem0, ann, few_topics)
     chains.sweep()
     run.refresh_from_db()
     assert run.state == "running"  # another host's process: only its lease tells
-    pass_time(seconds=runs.LEASE_SECONDS + 1)
+    pass_time(seconds=settings.WARM_LEASE_SECONDS + 1)
     chains.sweep()
     run.refresh_from_db()
     assert (run.state, run.error) == ("due", "worker_lost")

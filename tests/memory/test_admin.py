@@ -229,6 +229,7 @@ def test_the_front_page_tells_who_works_what_waits_and_what_failed(failed, djang
     assert "1 at work" in shown
     assert "never seen" in shown
     assert '<span class="chip down">1</span>' in shown
+    assert "missing_workers: 2" in shown
 
 
 def test_the_front_page_stands_without_redis(dead_redis, project):

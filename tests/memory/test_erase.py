@@ -14,7 +14,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from cachewarm import learned, runs, tasks
-from cachewarm.models import LearnedQuery, WarmRun
+from cachewarm.models import LearnedQuery, Topic, WarmRun
 from memory import delivery, erase, keys, nearness, pending, read, stack, upkeep, versions, write
 from memory.clock import Deadline
 from memory.errors import OriginRejected
@@ -128,6 +128,7 @@ def test_after_the_receipt_no_store_holds_a_word_of_the_user(sdk, project, redis
     """The real Mem0 in process, its history too; sessions, warmed layers, questions, pending writes, feedback."""
     settings.EMBEDDER, settings.LOCAL_SEARCH, settings.PROACTIVE_CACHE_ENABLED = "local", "on", True
     monkeypatch.setattr(stack, "_build", lambda: sdk)
+    Topic.objects.exclude(name="pet").delete()
     user = Scope(project.pk, CANARY_USER)
     rules = policy(project.pk)
     done = add(user, f"{CANARY} one", f"{CANARY} two")
@@ -414,7 +415,7 @@ def test_with_mem0_away_it_waits_visibly_and_ends_later(mem0, ann):
     deliver(ann)
     mem0.down = True
     begin(ann)
-    for _ in range(20):
+    for _ in range(6):
         deliver(ann)
         pass_time(60)
     shown = erase.receipt(Erasure.objects.get())
@@ -541,6 +542,15 @@ def test_more_than_one_listing_holds_are_all_deleted(mem0, ann, monkeypatch):
     begin(ann)
     deliver(ann)
     assert mem0.texts() == []
+
+
+def test_a_mem0_that_deletes_nothing_is_not_asked_without_end(mem0, ann, monkeypatch):
+    mem0.store(ann, "stays")
+    monkeypatch.setattr(mem0, "delete_all", lambda scope, deadline: mem0.calls.append("delete_all"))
+    begin(ann)
+    assert deliver(ann) == "waiting"
+    assert mem0.calls.count("delete_all") == 2
+    assert erase.receipt(Erasure.objects.get())["reason"] == "settling"
 
 
 def test_receipts_outlive_the_records_of_jobs(mem0, ann, settings):
