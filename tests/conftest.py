@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis as redis_client
 from django.conf import settings
@@ -22,6 +23,10 @@ from memsvc.embedded.process import Record, parent
 from memsvc.embedded.services import Services
 from tests.fake_mem0 import FakeMem0
 from tests.live import Live, process_kill
+
+# The same examples in every run; HYPOTHESIS_PROFILE=default looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
