@@ -18,10 +18,11 @@ from typing import Any
 import orjson
 import pytest
 import redis as redis_client
+from django.conf import settings as django_settings
 from django.db import transaction
 from hypothesis import HealthCheck, Phase, event, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multiple, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from memory import clock, db, flights, keys, metrics, read, refreshing, stack, versions
 from memory.clock import Deadline
@@ -130,7 +131,6 @@ class World:
     projects: tuple[int, int]
     layers: list[ProcessLayer]
     flying: list[dict[Any, Any]]
-    settings: Any
     seen: Counter[str] = field(default_factory=Counter)
     names: Iterator[int] = field(default_factory=itertools.count)
 
@@ -171,12 +171,17 @@ WISHES = st.one_of(
 )
 
 
-class Coherence(RuleBasedStateMachine):
-    """Two processes, two projects, and a model of what each answer may say."""
+WHICH = st.integers(0, 5)
+Named = tuple[int, str | None, str | None, str | None]
+Write = tuple[Scope, int, bool]
 
-    readings = Bundle("readings")
-    takers = Bundle("takers")
-    writes = Bundle("writes")
+
+class Coherence(RuleBasedStateMachine):
+    """Two processes, two projects, and a model of what each answer may say.
+
+    Which read is still open hangs on the clock, and what Hypothesis draws must not: so rules choose among what there is
+    by a number, and do nothing where there is nothing.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,6 +190,9 @@ class Coherence(RuleBasedStateMachine):
         self.example = next(world.names)
         self.overlapped = False
         self.open: list[Reading] = []
+        self.readings: list[Reading] = []
+        self.takers: list[Any] = []
+        self.writes: list[Write] = []
         self.unconfirmed: list[tuple[tuple[Pin, ...], int, bool]] = []
         self.completed: list[tuple[float, Pin, int, bool]] = []
         self.numbers = itertools.count()
@@ -197,27 +205,37 @@ class Coherence(RuleBasedStateMachine):
 
     # -- writes: Mem0 first, then the version, then its publication ---------------------------------------------------
 
-    @rule(target=writes, who=NAMED)
+    @rule(who=NAMED)
     def write_begins(self, who):
         """Mem0 has it; the version has not moved."""
+        self.writes.append(self.stored(who))
+
+    @rule(who=NAMED, which=WHICH)
+    def delete_begins(self, who, which):
+        """Mem0 has it no more."""
+        if write := self.removed(who, which):
+            self.writes.append(write)
+
+    @rule(which=WHICH, published=st.sampled_from([True, True, False]), asks=st.booleans())
+    def write_ends(self, which, published, asks):
+        """The version moves; where its publication is lost, the write is complete when a lease has passed."""
+        if self.writes:
+            self.ended(self.writes.pop(which % len(self.writes)), published, asks)
+
+    def stored(self, who: Named) -> Write:
         scope = self.scope(who)
         world.mem0.store(self.upstream(scope), self.label(scope))
         return self.changed(scope, floor=False)
 
-    @rule(target=writes, who=NAMED, which=st.integers(0, 5))
-    def delete_begins(self, who, which):
-        """Mem0 has it no more."""
-        scope = self.scope(who)
-        rows = world.mem0._of(self.upstream(scope))
+    def removed(self, who: Named, which: int) -> Write | None:
+        rows = world.mem0._of(self.upstream(self.scope(who)))
         if not rows:
-            return multiple()
+            return None
         gone = rows[which % len(rows)]
         world.mem0.rows = [row for row in world.mem0.rows if row.id != gone.id]
         return self.changed(self.owner(gone), floor=True)
 
-    @rule(write=consumes(writes), published=st.sampled_from([True, True, False]), asks=st.booleans())
-    def write_ends(self, write, published, asks):
-        """The version moves; where its publication is lost, the write is complete when a lease has passed."""
+    def ended(self, write: Write, published: bool, asks: bool) -> None:
         scope, state, floor = write
         with transaction.atomic():
             moved = versions.move(scope.pins(), floor=floor)
@@ -237,38 +255,40 @@ class Coherence(RuleBasedStateMachine):
     @rule(who=NAMED)
     def add(self, who):
         """A whole write at once."""
-        self.write_ends(self.write_begins(who), True, True)
+        self.ended(self.stored(who), True, True)
 
-    @rule(who=NAMED, which=st.integers(0, 5))
+    @rule(who=NAMED, which=WHICH)
     def delete(self, who, which):
         """A whole delete at once."""
-        write = self.delete_begins(who, which)
-        if isinstance(write, tuple) and len(write) == 3:
-            self.write_ends(write, True, True)
+        if write := self.removed(who, which):
+            self.ended(write, True, True)
 
     # -- reads --------------------------------------------------------------------------------------------------------
 
-    @rule(target=readings, process=PROCESSES, who=ASKED)
+    @rule(process=PROCESSES, who=ASKED)
     def read_begins(self, process, who):
         """A strict read; where no layer has it current it stops inside Mem0."""
         reading = Reading(process, self.question(self.scope(who)), Wish(), self.scope(who).project)
         reading.start(slow=True)
         if reading.settled():
             self.check(reading)
-            return multiple()
-        self.open.append(reading)
-        return reading
+        else:
+            self.open.append(reading)
+            self.readings.append(reading)
 
-    @rule(target=readings, process=PROCESSES, who=NAMED)
+    @rule(process=PROCESSES, who=NAMED)
     def read_meets_a_write(self, process, who):
         """A read stops inside Mem0, and what it asks about is written meanwhile."""
-        reading = self.read_begins(process, who)
+        self.read_begins(process, who)
         self.add(who)
-        return reading
 
-    @rule(reading=consumes(readings))
-    def read_fills(self, reading):
+    @rule(which=WHICH)
+    def read_fills(self, which):
         """Mem0's answer arrives, is filled and answered."""
+        self.readings = [one for one in self.readings if one in self.open]
+        if not self.readings:
+            return
+        reading = self.readings.pop(which % len(self.readings))
         if reading.joined() and not reading.reached.is_set():
             return  # it ends with the one it joined
         self.end(reading)
@@ -283,24 +303,29 @@ class Coherence(RuleBasedStateMachine):
         """A process has an answer, something is written or deleted, and the process is asked again."""
         self.add(who)
         self.ask(process, who, Wish())
-        self.write_ends(self.delete_begins(who, 0) if gone else self.write_begins(who), True, False)
+        self.ended((gone and self.removed(who, 0)) or self.stored(who), True, False)
         self.ask(process, who, wish)
 
     # -- what goes wrong ----------------------------------------------------------------------------------------------
 
-    @rule(target=takers, who=ASKED)
+    @rule(who=ASKED)
     def taker_pauses(self, who):
         """Somebody takes a version's token, reads PostgreSQL, and stands still."""
+        if taker := self.taken(who):
+            self.takers.append(taker)
+
+    def taken(self, who: Named) -> Any:
         pin = self.scope(who).pin
         generation = projects.policy(pin.project).generation
         names = versions._keys(pin, generation)
         copy, token = versions._script(versions.TAKE)(keys=names, args=[f"t{next(self.numbers)}", versions._lease_ms()])
-        return multiple() if copy is not None else (versions.stored(pin), generation, token)
+        return None if copy is not None else (versions.stored(pin), generation, token)
 
-    @rule(taker=consumes(takers))
-    def taker_stores(self, taker):
+    @rule(which=WHICH)
+    def taker_stores(self, which):
         """It goes on, and would store what it read."""
-        versions._keep(*taker)
+        if self.takers:
+            versions._keep(*self.takers.pop(which % len(self.takers)))
 
     @rule(process=PROCESSES, who=NAMED)
     def taker_meets_a_write(self, process, who):
@@ -308,11 +333,11 @@ class Coherence(RuleBasedStateMachine):
         answer."""
         self.ask(process, who, Wish())
         self.evicted(who, "version")
-        taker = self.taker_pauses(who)
+        taker = self.taken(who)
         self.add(who)
         self.evicted(who, "version")
-        if isinstance(taker, tuple) and len(taker) == 3:
-            self.taker_stores(taker)
+        if taker:
+            versions._keep(*taker)
         self.ask(process, who, Wish())
 
     @rule(who=ASKED, what=st.sampled_from(["version", "token", "result", "pending", "flight"]))
@@ -368,7 +393,7 @@ class Coherence(RuleBasedStateMachine):
 
     def look(self, wish: Wish, query: Query, process: int = 0, at_least: int = 0) -> None:
         """Ask and check. A load that another read is stopped in is left to that one."""
-        world.settings.EVENTUAL_MAX_STALE_SECONDS = wish.max_age_ms / 1000
+        django_settings.EVENTUAL_MAX_STALE_SECONDS = wish.max_age_ms / 1000
         reading = Reading(process, query, wish, query.scope.project)
         reading.start(slow=False)
         if reading.settled():
@@ -447,11 +472,12 @@ def two_processes(project, redis, settings, monkeypatch) -> World:
     settings.LOCAL_SEARCH = "off"
     settings.EMBEDDER = "none"
     settings.UPSTREAM_CALLS_PER_SECOND = 0
+    settings.EVENTUAL_MAX_STALE_SECONDS = 0  # from here on it is set in place: the fixture would nest
     other = Project.objects.create(name="Other", slug="other", namespace="other")
     layers = [ProcessLayer(), ProcessLayer()]
     flying: list[dict[Any, Any]] = [{}, {}]
     mem0 = SlowMem0()
-    world = World(mem0, redis, (project.pk, other.pk), layers, flying, settings)
+    world = World(mem0, redis, (project.pk, other.pk), layers, flying)
     monkeypatch.setattr(stack, "L0", OfProcess(layers))
     monkeypatch.setattr(stack, "_build", lambda: mem0)
     monkeypatch.setattr(flights, "_flying", OfProcess(flying))
