@@ -15,31 +15,29 @@ from urllib.parse import urlsplit
 import orjson
 from django.conf import settings
 
-from memory import clock, retry
+from memory import clock
 from memory.backends import answers, filters, forms, gate
 from memory.backends.base import LIST_LIMIT, Backend
 from memory.backends.breaker import Guarded
+from memory.backends.calls import Caller
 from memory.backends.gate import Gate
 from memory.backends.transport import Transport
 from memory.clock import Deadline
 from memory.errors import (
     OriginError,
     OriginNotFound,
-    OriginRateLimited,
     OriginRejected,
     OriginUnavailable,
 )
 from memory.types import MARK_JOB, Listing, Memory, Query, Scope, Stored
 
-ATTEMPTS = 3
-BACKOFF_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 2.0
 ENTITY_SCAN_ROWS = 10_000
 """Rows of the whole collection that the server reads to list its entities."""
 SCHEMA_SECONDS = 600.0
 """How long a server is taken to be of the version last seen."""
 
 
-class Mem0REST:
+class Mem0REST(Caller):
     """Mem0 over REST: pooled connections, one deadline a call, retries only where they are safe."""
 
     name = "mem0-rest"
@@ -61,11 +59,14 @@ class Mem0REST:
         retry_share: float = 0.1,
     ) -> None:
         headers = {"X-API-Key": key} if key else {}
-        self._transport = Transport(url, headers, ca_file=ca_file, connections=connections, gate=gate, guarded=guarded)
+        super().__init__(
+            Transport(url, headers, ca_file=ca_file, connections=connections, gate=gate, guarded=guarded),
+            timeout=timeout,
+            extract_timeout=extract_timeout,
+            pause=pause,
+            retry_share=retry_share,
+        )
         self._host = urlsplit(url).hostname or ""
-        self._timeout, self._extract_timeout = timeout, extract_timeout
-        self._pause = pause
-        self.budget = retry.Budget(retry_share)
         self._known: tuple[float, str | None] | None = None
 
     # -- reads ---------------------------------------------------------------------------------------------------------
@@ -201,64 +202,6 @@ class Mem0REST:
         """See Backend. Mem0's API has nothing for it."""
         return False
 
-    # -- one call ------------------------------------------------------------------------------------------------------
-
-    def _read(
-        self,
-        method: str,
-        path: str,
-        deadline: Deadline,
-        *,
-        params: Mapping[str, str] | None = None,
-        body: Any = None,
-        compares_numbers: bool = False,
-    ) -> Any:
-        """A call that changes nothing: whatever went wrong on the way may be tried again."""
-        deadline = deadline.at_most(self._timeout)
-        encoded = _encoded(body)
-
-        def attempt() -> Any:
-            self._require_known(deadline)
-            with answers.without_effect():
-                reply = self._transport.call(method, path, deadline, params=params, body=encoded)
-                return answers.body(reply, compares_numbers=compares_numbers)
-
-        return self._retried(attempt, deadline)
-
-    def _write(
-        self,
-        method: str,
-        path: str,
-        deadline: Deadline,
-        *,
-        params: Mapping[str, str] | None = None,
-        body: Any = None,
-        embeds_first: bool = False,
-    ) -> Any:
-        """A call that is tried again only while nothing of it can have taken effect."""
-        encoded = _encoded(body)
-
-        def attempt() -> Any:
-            self._require_known(deadline)
-            reply = self._transport.call(method, path, deadline, params=params, body=encoded)
-            return answers.body(reply, embeds_first=embeds_first)
-
-        return self._retried(attempt, deadline)
-
-    def _retried(self, attempt: Callable[[], Any], deadline: Deadline) -> Any:
-        self.budget.earn()
-        for number in range(ATTEMPTS - 1):
-            try:
-                return attempt()
-            except (OriginUnavailable, OriginRateLimited) as error:
-                wait = error.retry_after
-                if wait is None:
-                    wait = retry.backoff(number, base=BACKOFF_SECONDS, most=BACKOFF_MAX_SECONDS)
-                if error.sent or wait >= deadline.remaining() or not self.budget.spend():
-                    raise
-            self._pause(wait)
-        return attempt()
-
     # -- which server it is --------------------------------------------------------------------------------------------
 
     def _require_known(self, deadline: Deadline) -> None:
@@ -321,14 +264,3 @@ def _path(memory_id: str) -> str:
     if not forms.is_id(memory_id):
         raise OriginNotFound("Mem0 knows no such memory")
     return f"/memories/{memory_id}"
-
-
-def _encoded(body: Any) -> bytes | None:
-    if body is None:
-        return None
-    if not filters.storable(body):
-        raise OriginRejected("texts and metadata must not hold NUL or lone surrogates")
-    try:
-        return orjson.dumps(body)
-    except orjson.JSONEncodeError as error:
-        raise OriginRejected("metadata must be JSON with numbers of at most 64 bits") from error
