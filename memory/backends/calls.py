@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
+from urllib.parse import urlsplit
 
 import orjson
+from django.conf import settings
 
 from memory import retry
-from memory.backends import answers, filters
+from memory.backends import answers, filters, forms, gate
+from memory.backends.base import LIST_LIMIT
+from memory.backends.gate import Gate
 from memory.backends.transport import Reply, Transport
 from memory.clock import Deadline
 from memory.errors import OriginRateLimited, OriginRejected, OriginUnavailable
+from memory.types import Query
 
 ATTEMPTS = 3
 BACKOFF_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 2.0
@@ -23,17 +28,44 @@ class Caller:
 
     def __init__(
         self,
-        transport: Transport,
+        url: str,
         *,
+        key: str = "",
         timeout: float = 30.0,
         extract_timeout: float = 100.0,
+        ca_file: str = "",
+        connections: int = 64,
+        guarded: bool = False,
         pause: Callable[[float], None] = time.sleep,
+        gate: Gate | None = None,
         retry_share: float = 0.1,
     ) -> None:
-        self._transport = transport
+        headers = self._headers(key) if key else {}
+        self._transport = Transport(url, headers, ca_file=ca_file, connections=connections, gate=gate, guarded=guarded)
+        self._host = urlsplit(url).hostname or ""
         self._timeout, self._extract_timeout = timeout, extract_timeout
         self._pause = pause
         self.budget = retry.Budget(retry_share)
+
+    @classmethod
+    def configured(cls, url: str, key: str, *, name: str, guarded: bool = False) -> Self:
+        """The one at this address, with the limits of the settings and the gate of this name."""
+        return cls(
+            url,
+            key=key,
+            guarded=guarded,
+            timeout=settings.MEM0_REST_API_TIMEOUT,
+            extract_timeout=settings.MEM0_EXTRACT_TIMEOUT_SECONDS,
+            ca_file=settings.MEM0_REST_API_CA_FILE,
+            connections=settings.WEB_THREADS,
+            gate=gate.of(name),
+            retry_share=settings.UPSTREAM_RETRY_PERCENT / 100,
+        )
+
+    @staticmethod
+    def _headers(key: str) -> dict[str, str]:
+        """How the key is sent."""
+        raise NotImplementedError
 
     def _require_known(self, deadline: Deadline) -> None:
         """OriginUnavailable, with nothing sent, for a server that memsvc cannot work with."""
@@ -98,6 +130,34 @@ class Caller:
                     raise
             self._pause(wait)
         return attempt()
+
+
+def wanted_of(query: Query) -> dict[str, Any] | None:
+    """The filters to send with a query; None where no memory can match. OriginRejected for one that Mem0 would refuse
+    or fail on."""
+    if not query.text.strip() or not filters.storable(query.text):
+        raise OriginRejected("a query must hold text, without NUL")
+    if not 1 <= query.top_k <= LIST_LIMIT or not 0 <= (query.threshold or 0) <= 1:
+        raise OriginRejected("top_k must be 1 to 1000, threshold 0 to 1")
+    return filters.for_search(query.scope, query.conditions())
+
+
+def changes(
+    text: str | None, metadata: Mapping[str, Any] | None, expiration_date: str | None, *, clear: bool
+) -> dict[str, Any]:
+    """The body of an update. OriginRejected for one that changes nothing, or a date that is none."""
+    body: dict[str, Any] = {}
+    if text is not None:
+        body["text"] = text
+    if metadata is not None:
+        body["metadata"] = dict(metadata)
+    if clear:
+        body["expiration_date"] = None
+    elif expiration_date is not None:
+        body["expiration_date"] = forms.day(expiration_date)
+    if not body:
+        raise OriginRejected("an update must change something")
+    return body
 
 
 def _encoded(body: Any) -> bytes | None:

@@ -6,22 +6,20 @@ deadline is of unknown outcome, and delivery looks for its mark (A5). `docs/comp
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import orjson
 from django.conf import settings
 
 from memory import retry
-from memory.backends import answers, filters, forms, gate
-from memory.backends.base import LIST_LIMIT, Backend
+from memory.backends import answers, filters, forms
+from memory.backends.base import Backend
 from memory.backends.breaker import Guarded
-from memory.backends.calls import Caller
-from memory.backends.gate import Gate
-from memory.backends.transport import Reply, Transport
+from memory.backends.calls import Caller, changes, wanted_of
+from memory.backends.transport import Reply
 from memory.clock import Deadline
 from memory.errors import OriginError, OriginNotFound, OriginRejected, OriginTimeout, OriginUnavailable
 from memory.types import Listing, Memory, Query, Scope, Stored
@@ -40,39 +38,15 @@ class Mem0Platform(Caller):
     in_process = False
     extracts = True
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        key: str = "",
-        timeout: float = 30.0,
-        extract_timeout: float = 100.0,
-        ca_file: str = "",
-        connections: int = 64,
-        guarded: bool = False,
-        pause: Callable[[float], None] = time.sleep,
-        gate: Gate | None = None,
-        retry_share: float = 0.1,
-    ) -> None:
-        headers = {"Authorization": f"Token {key}"}
-        super().__init__(
-            Transport(url, headers, ca_file=ca_file, connections=connections, gate=gate, guarded=guarded),
-            timeout=timeout,
-            extract_timeout=extract_timeout,
-            pause=pause,
-            retry_share=retry_share,
-        )
-        self._host = urlsplit(url).hostname or ""
+    @staticmethod
+    def _headers(key: str) -> dict[str, str]:
+        return {"Authorization": f"Token {key}"}
 
     # -- reads ---------------------------------------------------------------------------------------------------------
 
     def search(self, query: Query, deadline: Deadline) -> list[Memory]:
         """See Backend."""
-        if not query.text.strip() or not filters.storable(query.text):
-            raise OriginRejected("a query must hold text, without NUL")
-        if not 1 <= query.top_k <= LIST_LIMIT or not 0 <= (query.threshold or 0) <= 1:
-            raise OriginRejected("top_k must be 1 to 1000, threshold 0 to 1")
-        wanted = filters.for_search(query.scope, query.conditions())
+        wanted = wanted_of(query)
         if wanted is None:
             return []
         body = {
@@ -165,17 +139,7 @@ class Mem0Platform(Caller):
         clear_expiration: bool = False,
     ) -> None:
         """See Backend."""
-        body: dict[str, Any] = {}
-        if text is not None:
-            body["text"] = text
-        if metadata is not None:
-            body["metadata"] = dict(metadata)
-        if clear_expiration:
-            body["expiration_date"] = None
-        elif expiration_date is not None:
-            body["expiration_date"] = forms.day(expiration_date)
-        if not body:
-            raise OriginRejected("an update must change something")
+        body = changes(text, metadata, expiration_date, clear=clear_expiration)
         self._write("PUT", _path(memory_id), deadline.at_most(self._timeout), body=body)
 
     def delete(self, memory_id: str, deadline: Deadline) -> None:
@@ -261,18 +225,8 @@ class Mem0Platform(Caller):
 
 def connect() -> Backend:
     """The Platform that MEM0_REST_API_URL and its companions name, behind the breaker."""
-    return Guarded(
-        Mem0Platform(
-            settings.MEM0_REST_API_URL,
-            key=settings.MEM0_REST_API_KEY,
-            timeout=settings.MEM0_REST_API_TIMEOUT,
-            extract_timeout=settings.MEM0_EXTRACT_TIMEOUT_SECONDS,
-            ca_file=settings.MEM0_REST_API_CA_FILE,
-            connections=settings.WEB_THREADS,
-            gate=gate.of(Mem0Platform.name),
-            retry_share=settings.UPSTREAM_RETRY_PERCENT / 100,
-        )
-    )
+    url, key = settings.MEM0_REST_API_URL, settings.MEM0_REST_API_KEY
+    return Guarded(Mem0Platform.configured(url, key, name=Mem0Platform.name))
 
 
 def _path(memory_id: str) -> str:

@@ -7,26 +7,21 @@ known to be wrong is refused here, without a call, so that it is never tried aga
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 from django.conf import settings
 
 from memory import clock
-from memory.backends import answers, filters, forms, gate
+from memory.backends import answers, filters, forms
 from memory.backends.base import LIST_LIMIT, Backend
 from memory.backends.breaker import Guarded
-from memory.backends.calls import Caller
-from memory.backends.gate import Gate
-from memory.backends.transport import Transport
+from memory.backends.calls import Caller, changes, wanted_of
 from memory.clock import Deadline
 from memory.errors import (
     OriginError,
     OriginNotFound,
-    OriginRejected,
     OriginUnavailable,
 )
 from memory.types import MARK_JOB, Listing, Memory, Query, Scope, Stored
@@ -44,40 +39,17 @@ class Mem0REST(Caller):
     in_process = False
     extracts = True
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        key: str = "",
-        timeout: float = 30.0,
-        extract_timeout: float = 100.0,
-        ca_file: str = "",
-        connections: int = 64,
-        guarded: bool = False,
-        pause: Callable[[float], None] = time.sleep,
-        gate: Gate | None = None,
-        retry_share: float = 0.1,
-    ) -> None:
-        headers = {"X-API-Key": key} if key else {}
-        super().__init__(
-            Transport(url, headers, ca_file=ca_file, connections=connections, gate=gate, guarded=guarded),
-            timeout=timeout,
-            extract_timeout=extract_timeout,
-            pause=pause,
-            retry_share=retry_share,
-        )
-        self._host = urlsplit(url).hostname or ""
-        self._known: tuple[float, str | None] | None = None
+    _known: tuple[float, str | None] | None = None
+
+    @staticmethod
+    def _headers(key: str) -> dict[str, str]:
+        return {"X-API-Key": key}
 
     # -- reads ---------------------------------------------------------------------------------------------------------
 
     def search(self, query: Query, deadline: Deadline) -> list[Memory]:
         """See Backend."""
-        if not query.text.strip() or not filters.storable(query.text):
-            raise OriginRejected("a query must hold text, without NUL")
-        if not 1 <= query.top_k <= LIST_LIMIT or not 0 <= (query.threshold or 0) <= 1:
-            raise OriginRejected("top_k must be 1 to 1000, threshold 0 to 1")
-        wanted = filters.for_search(query.scope, query.conditions())
+        wanted = wanted_of(query)
         if wanted is None:
             return []
         body = {"query": query.text, "filters": wanted, "top_k": query.top_k, "show_expired": query.show_expired}
@@ -177,17 +149,7 @@ class Mem0REST(Caller):
         clear_expiration: bool = False,
     ) -> None:
         """See Backend."""
-        body: dict[str, Any] = {}
-        if text is not None:
-            body["text"] = text
-        if metadata is not None:
-            body["metadata"] = dict(metadata)
-        if clear_expiration:
-            body["expiration_date"] = None
-        elif expiration_date is not None:
-            body["expiration_date"] = forms.day(expiration_date)
-        if not body:
-            raise OriginRejected("an update must change something")
+        body = changes(text, metadata, expiration_date, clear=clear_expiration)
         self._write("PUT", _path(memory_id), deadline.at_most(self._timeout), body=body, embeds_first=True)
 
     def delete(self, memory_id: str, deadline: Deadline) -> None:
@@ -247,16 +209,11 @@ def server(
     url: str | None = None, key: str | None = None, *, name: str = Mem0REST.name, guarded: bool = False
 ) -> Mem0REST:
     """The server itself; without an address that of the settings."""
-    return Mem0REST(
+    return Mem0REST.configured(
         settings.MEM0_REST_API_URL if url is None else url,
-        key=settings.MEM0_REST_API_KEY if key is None else key,
+        settings.MEM0_REST_API_KEY if key is None else key,
+        name=name,
         guarded=guarded,
-        timeout=settings.MEM0_REST_API_TIMEOUT,
-        extract_timeout=settings.MEM0_EXTRACT_TIMEOUT_SECONDS,
-        ca_file=settings.MEM0_REST_API_CA_FILE,
-        connections=settings.WEB_THREADS,
-        gate=gate.of(name),
-        retry_share=settings.UPSTREAM_RETRY_PERCENT / 100,
     )
 
 

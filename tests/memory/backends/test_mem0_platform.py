@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from memory import delivery, stack, write
+from memory.backends import mem0_platform
 from memory.backends.mem0_platform import Mem0Platform
 from memory.clock import Deadline
 from memory.errors import OriginError, OriginRateLimited, OriginRejected, OriginTimeout, OriginUnavailable
@@ -147,13 +148,15 @@ def test_a_write_whose_event_ends_late_is_found_by_its_mark_and_stored_once(serv
 # -- listings ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_listing_is_read_page_by_page(platform, server):
+def test_a_listing_is_read_page_by_page(platform, server, monkeypatch):
     facts = [f"Ann has {number} cats" for number in range(5)]
     add(platform, *facts)
     server.rows_of_page = 2
     listing = platform.list(ANN, soon())
     assert (sorted(memory.text for memory in listing.memories), listing.complete) == (facts, True)
     assert server.calls["list"] == 3
+    monkeypatch.setattr(mem0_platform, "PAGES_MOST", 2)
+    assert not platform.list(ANN, soon()).complete
 
 
 def test_a_listing_that_does_not_hold_what_was_counted_is_incomplete(platform, server):
