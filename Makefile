@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or 3.12; everything else comes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help up manage demo test conformance chaos mutants bench-stall bench-outage bench-agreement bench-stm lint audit fmt clean
+.PHONY: help up manage demo test conformance chaos mutants prove bench-stall bench-outage bench-agreement bench-stm lint audit fmt clean
 
 PYTHON := .venv/bin/python
 INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -37,6 +37,9 @@ conformance: ## Mem0's own clients against a running service; writes what they s
 
 chaos: ## the whole service under random faults; CHAOS_RUNS and SEED choose how many and which
 	@$(INSTALL) dev && exec $(PYTHON) -m tests.chaos $(ARGS)
+
+prove: ## every mutant, then 200 runs of chaos; ARGS="--seed S --first N" goes on with run N
+	@$(INSTALL) dev && $(PYTHON) -m tests.mutants && exec $(PYTHON) -m tests.chaos --runs 200 $(ARGS)
 
 bench-stall: ## cached hits while Mem0 stands still, beside the same hits in quiet
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.stall $(ARGS)

@@ -33,8 +33,13 @@ def user(scope: Scope, policy: Policy, deadline: Deadline, more: Iterable[Line] 
 
     Mem0 is asked before the first line: OriginError, Overloaded.
     """
-    memories, _, complete = read.memories(scope, policy, deadline)
-    return _user(scope, policy, memories, complete, more)
+    waiting = list(
+        _jobs(scope)
+    )  # first, as in a search (PROTOCOL C1): what is stored meanwhile is in both, not in none
+    found, _, complete = read.memories(scope, policy, deadline)
+    return _user(
+        scope, policy, found, complete, (_summary(scope, policy), _sessions(scope), waiting, _feedback(scope), more)
+    )
 
 
 def memories(found: Sequence[Memory]) -> Iterator[Line]:
@@ -63,11 +68,11 @@ def chunks(lines: Iterable[Line], **audited: Any) -> Iterator[bytes]:
 
 
 def _user(
-    scope: Scope, policy: Policy, found: Sequence[Memory], complete: bool, more: Iterable[Line]
+    scope: Scope, policy: Policy, found: Sequence[Memory], complete: bool, parts: Iterable[Iterable[Line]]
 ) -> Iterator[Line]:
     yield {"type": "export", "user_id": scope.user_id, "project": policy.slug, "at": clock.wall()}
     counts: Counter[str] = Counter()
-    for part in (memories(found), _summary(scope, policy), _sessions(scope), _jobs(scope), _feedback(scope), more):
+    for part in (memories(found), *parts):
         for line in part:
             counts[line["type"]] += 1
             yield line
