@@ -168,9 +168,8 @@ class Mem0Platform(Caller):
     def _ended(self, event_id: str, deadline: Deadline) -> Mapping[str, Any]:
         """The event of an add once it has succeeded. OriginRejected when it failed; OriginTimeout, sent, when neither
         is known by the deadline. Errors on the way say nothing about the add: the event is asked for again."""
-        number = -1
+        number = 0
         while True:
-            number += 1
             wait = retry.backoff(number, base=POLL_SECONDS, most=POLL_MAX_SECONDS)
             try:
                 event: Mapping[str, Any] = self._read("GET", f"/v1/event/{quote(event_id, safe='')}/", deadline)
@@ -187,6 +186,7 @@ class Mem0Platform(Caller):
             if wait >= deadline.remaining():
                 raise OriginTimeout("the add's event had not ended by the deadline", sent=True)
             self._pause(wait)
+            number += 1
 
     # -- one call ------------------------------------------------------------------------------------------------------
 
