@@ -258,8 +258,9 @@ def pgvector() -> Found:
 
 
 def mem0_server() -> Found:
-    """A server that does not answer is an outage, and the service is there for those."""
-    if not settings.MEM0_USE_REST_API or not settings.MEM0_REST_API_URL:
+    """A server that does not answer is an outage, and the service is there for those. The Platform has one version."""
+    server_asked = settings.MEM0_USE_REST_API and settings.MEM0_REST_API_KIND == "server"
+    if not server_asked or not settings.MEM0_REST_API_URL:
         return
     from memory.backends.mem0_rest import server  # only the upstream in use is loaded
 

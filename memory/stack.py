@@ -64,10 +64,14 @@ def _origin() -> Backend:
 
 @once
 def _build() -> Backend:
-    if settings.MEM0_USE_REST_API:
-        from memory.backends.mem0_rest import connect  # only the upstream in use is loaded
+    if settings.MEM0_USE_REST_API and settings.MEM0_REST_API_KIND == "platform":
+        from memory.backends import mem0_platform  # only the upstream in use is loaded
 
-        return connect()
+        return mem0_platform.connect()
+    if settings.MEM0_USE_REST_API:
+        from memory.backends import mem0_rest
+
+        return mem0_rest.connect()
     from memory.backends.mem0_sdk import Mem0SDK  # heavy, and absent in REST mode
 
     return Mem0SDK()

@@ -58,6 +58,8 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # -- Mem0 -------------------------------------------------------------------------------------------------------------
 MEM0_USE_REST_API = env.boolean("MEM0_USE_REST_API", default=False)
+# What answers there: Mem0's open-source server, or its hosted Platform.
+MEM0_REST_API_KIND = env.text("MEM0_REST_API_KIND", "server", choices=("server", "platform"))
 MEM0_REST_API_URL = env.text("MEM0_REST_API_URL")
 MEM0_REST_API_KEY = env.secret("MEM0_REST_API_KEY")
 # Certificates (PEM) that Mem0's own must come from; empty: those that browsers trust.

@@ -7,76 +7,49 @@ known to be wrong is refused here, without a call, so that it is never tried aga
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 from django.conf import settings
 
-from memory import clock, retry
-from memory.backends import answers, filters, forms, gate
+from memory import clock
+from memory.backends import answers, filters, forms
 from memory.backends.base import LIST_LIMIT, Backend
 from memory.backends.breaker import Guarded
-from memory.backends.gate import Gate
-from memory.backends.transport import Transport
+from memory.backends.calls import Caller, changes, wanted_of
 from memory.clock import Deadline
 from memory.errors import (
     OriginError,
     OriginNotFound,
-    OriginRateLimited,
-    OriginRejected,
     OriginUnavailable,
 )
 from memory.types import MARK_JOB, Listing, Memory, Query, Scope, Stored
 
-ATTEMPTS = 3
-BACKOFF_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 2.0
 ENTITY_SCAN_ROWS = 10_000
 """Rows of the whole collection that the server reads to list its entities."""
 SCHEMA_SECONDS = 600.0
 """How long a server is taken to be of the version last seen."""
 
 
-class Mem0REST:
+class Mem0REST(Caller):
     """Mem0 over REST: pooled connections, one deadline a call, retries only where they are safe."""
 
     name = "mem0-rest"
     in_process = False
     extracts = True
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        key: str = "",
-        timeout: float = 30.0,
-        extract_timeout: float = 100.0,
-        ca_file: str = "",
-        connections: int = 64,
-        guarded: bool = False,
-        pause: Callable[[float], None] = time.sleep,
-        gate: Gate | None = None,
-        retry_share: float = 0.1,
-    ) -> None:
-        headers = {"X-API-Key": key} if key else {}
-        self._transport = Transport(url, headers, ca_file=ca_file, connections=connections, gate=gate, guarded=guarded)
-        self._host = urlsplit(url).hostname or ""
-        self._timeout, self._extract_timeout = timeout, extract_timeout
-        self._pause = pause
-        self.budget = retry.Budget(retry_share)
-        self._known: tuple[float, str | None] | None = None
+    _known: tuple[float, str | None] | None = None
+
+    @staticmethod
+    def _headers(key: str) -> dict[str, str]:
+        return {"X-API-Key": key}
 
     # -- reads ---------------------------------------------------------------------------------------------------------
 
     def search(self, query: Query, deadline: Deadline) -> list[Memory]:
         """See Backend."""
-        if not query.text.strip() or not filters.storable(query.text):
-            raise OriginRejected("a query must hold text, without NUL")
-        if not 1 <= query.top_k <= LIST_LIMIT or not 0 <= (query.threshold or 0) <= 1:
-            raise OriginRejected("top_k must be 1 to 1000, threshold 0 to 1")
-        wanted = filters.for_search(query.scope, query.conditions())
+        wanted = wanted_of(query)
         if wanted is None:
             return []
         body = {"query": query.text, "filters": wanted, "top_k": query.top_k, "show_expired": query.show_expired}
@@ -176,17 +149,7 @@ class Mem0REST:
         clear_expiration: bool = False,
     ) -> None:
         """See Backend."""
-        body: dict[str, Any] = {}
-        if text is not None:
-            body["text"] = text
-        if metadata is not None:
-            body["metadata"] = dict(metadata)
-        if clear_expiration:
-            body["expiration_date"] = None
-        elif expiration_date is not None:
-            body["expiration_date"] = forms.day(expiration_date)
-        if not body:
-            raise OriginRejected("an update must change something")
+        body = changes(text, metadata, expiration_date, clear=clear_expiration)
         self._write("PUT", _path(memory_id), deadline.at_most(self._timeout), body=body, embeds_first=True)
 
     def delete(self, memory_id: str, deadline: Deadline) -> None:
@@ -200,64 +163,6 @@ class Mem0REST:
     def forget(self, scope: Scope, deadline: Deadline) -> bool:
         """See Backend. Mem0's API has nothing for it."""
         return False
-
-    # -- one call ------------------------------------------------------------------------------------------------------
-
-    def _read(
-        self,
-        method: str,
-        path: str,
-        deadline: Deadline,
-        *,
-        params: Mapping[str, str] | None = None,
-        body: Any = None,
-        compares_numbers: bool = False,
-    ) -> Any:
-        """A call that changes nothing: whatever went wrong on the way may be tried again."""
-        deadline = deadline.at_most(self._timeout)
-        encoded = _encoded(body)
-
-        def attempt() -> Any:
-            self._require_known(deadline)
-            with answers.without_effect():
-                reply = self._transport.call(method, path, deadline, params=params, body=encoded)
-                return answers.body(reply, compares_numbers=compares_numbers)
-
-        return self._retried(attempt, deadline)
-
-    def _write(
-        self,
-        method: str,
-        path: str,
-        deadline: Deadline,
-        *,
-        params: Mapping[str, str] | None = None,
-        body: Any = None,
-        embeds_first: bool = False,
-    ) -> Any:
-        """A call that is tried again only while nothing of it can have taken effect."""
-        encoded = _encoded(body)
-
-        def attempt() -> Any:
-            self._require_known(deadline)
-            reply = self._transport.call(method, path, deadline, params=params, body=encoded)
-            return answers.body(reply, embeds_first=embeds_first)
-
-        return self._retried(attempt, deadline)
-
-    def _retried(self, attempt: Callable[[], Any], deadline: Deadline) -> Any:
-        self.budget.earn()
-        for number in range(ATTEMPTS - 1):
-            try:
-                return attempt()
-            except (OriginUnavailable, OriginRateLimited) as error:
-                wait = error.retry_after
-                if wait is None:
-                    wait = retry.backoff(number, base=BACKOFF_SECONDS, most=BACKOFF_MAX_SECONDS)
-                if error.sent or wait >= deadline.remaining() or not self.budget.spend():
-                    raise
-            self._pause(wait)
-        return attempt()
 
     # -- which server it is --------------------------------------------------------------------------------------------
 
@@ -304,16 +209,11 @@ def server(
     url: str | None = None, key: str | None = None, *, name: str = Mem0REST.name, guarded: bool = False
 ) -> Mem0REST:
     """The server itself; without an address that of the settings."""
-    return Mem0REST(
+    return Mem0REST.configured(
         settings.MEM0_REST_API_URL if url is None else url,
-        key=settings.MEM0_REST_API_KEY if key is None else key,
+        settings.MEM0_REST_API_KEY if key is None else key,
+        name=name,
         guarded=guarded,
-        timeout=settings.MEM0_REST_API_TIMEOUT,
-        extract_timeout=settings.MEM0_EXTRACT_TIMEOUT_SECONDS,
-        ca_file=settings.MEM0_REST_API_CA_FILE,
-        connections=settings.WEB_THREADS,
-        gate=gate.of(name),
-        retry_share=settings.UPSTREAM_RETRY_PERCENT / 100,
     )
 
 
@@ -321,14 +221,3 @@ def _path(memory_id: str) -> str:
     if not forms.is_id(memory_id):
         raise OriginNotFound("Mem0 knows no such memory")
     return f"/memories/{memory_id}"
-
-
-def _encoded(body: Any) -> bytes | None:
-    if body is None:
-        return None
-    if not filters.storable(body):
-        raise OriginRejected("texts and metadata must not hold NUL or lone surrogates")
-    try:
-        return orjson.dumps(body)
-    except orjson.JSONEncodeError as error:
-        raise OriginRejected("metadata must be JSON with numbers of at most 64 bits") from error

@@ -19,7 +19,7 @@ from memory.clock import Deadline
 from memory.errors import OriginError, OriginNotFound, OriginRejected, OriginTimeout
 from memory.types import Query, Scope
 
-BACKENDS = ("sdk", "rest", "real_rest")
+BACKENDS = ("sdk", "rest", "real_rest", "platform")
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 MALFORMED = "not-an-id"
 VIETNAMESE = "Lan có một con mèo tên là Mướp"
