@@ -81,6 +81,8 @@ class Load:
                 fact.job, moment = told["job_id"], now()
                 fact.stored = moment if told["status"] == "completed" else None
                 fact.accepted = moment
+            elif answer is not None and answer.status_code == 410:
+                return  # an earlier try was accepted, and its user erased since
             elif answer is not None and answer.status_code < 429:
                 raise AssertionError(f"a write was refused: {answer.status_code} {answer.text[:300]}")
             else:
