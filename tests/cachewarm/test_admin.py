@@ -322,27 +322,38 @@ def test_a_name_stands_once_for_all_projects():
 
 
 @pytest.fixture
-def beat(no_broker) -> Iterator[Callable[[], None]]:
-    """Run a real beat until it has sent something, then end it."""
+def beat(no_broker) -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Run a real beat until something is so, then end it."""
     database = connection.settings_dict
     url = f"postgresql:///{database['NAME']}?" + urlencode({"host": database["HOST"], "user": database["USER"]})
-    broker = Redis(unix_socket_path=settings.BROKER_URL.partition("://")[2].partition("?")[0])
+    words = (sys.executable, "-m", "celery", "-A", "memsvc", "beat", "--max-interval", "1")
+    started: list[subprocess.Popen[bytes]] = []
 
-    def run() -> None:
-        broker.delete("rebuild")
-        words = (sys.executable, "-m", "celery", "-A", "memsvc", "beat", "--max-interval", "1")
-        with subprocess.Popen(words, env={**os.environ, "DATABASE_URL": url}, stderr=subprocess.DEVNULL) as process:
-            try:
-                eventually(lambda: broker.llen("rebuild"))
-            finally:
-                process.terminate()
+    def run(until: Callable[[], object]) -> None:
+        process = subprocess.Popen(words, env={**os.environ, "DATABASE_URL": url}, stderr=subprocess.DEVNULL)
+        started.append(process)
+        eventually(until)
+        process.terminate()
+        assert process.wait(timeout=30) == 0
 
     yield run
+    for process in started:
+        with process:
+            process.kill()
+
+
+@pytest.fixture
+def sent() -> Iterator[Callable[[], int]]:
+    """How many rebuilds wait in BROKER."""
+    broker = Redis(unix_socket_path=settings.BROKER_URL.partition("://")[2].partition("?")[0])
+    broker.delete("rebuild")
+    yield lambda: broker.llen("rebuild")
+    broker.delete("rebuild")
     broker.close()
 
 
 @pytest.mark.django_db(transaction=True)
-def test_an_edited_schedule_survives_restarts_of_beat_and_of_the_service(admin_client, beat):
+def test_an_edited_schedule_survives_restarts_of_beat_and_of_the_service(admin_client, beat, sent):
     schedule.ensure()
     task = PeriodicTask.objects.get(name=schedule.REBUILD)
     second, _ = IntervalSchedule.objects.get_or_create(every=1, period=IntervalSchedule.SECONDS)
@@ -351,11 +362,25 @@ def test_an_edited_schedule_survives_restarts_of_beat_and_of_the_service(admin_c
     answer = admin_client.post(path, {**edited, "headers": "{}", "priority": "", "enabled": "on"})
     assert answer.status_code == 302, told(answer)
     for _ in range(2):
-        beat()
+        before = sent()
+        beat(lambda: sent() > before)  # noqa: B023  (asked while it is this one)
         schedule.ensure()
         task.refresh_from_db()
         assert (task.interval.every, task.interval.period, task.enabled) == (1, "seconds", True)
         assert PeriodicTask.objects.filter(task=task.task).count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_beat_ends_when_told_to_even_while_postgresql_keeps_it_waiting(beat):
+    schedule.ensure()
+
+    def waits() -> object:
+        cursor.execute("SELECT 1 FROM pg_locks WHERE NOT granted")
+        return cursor.fetchone()
+
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE django_celery_beat_periodictask")
+        beat(waits)
 
 
 def test_a_schedule_switched_off_stays_off(admin_client):
