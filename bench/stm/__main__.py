@@ -39,8 +39,10 @@ SETTINGS = {
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="*", choices=TABLES, default=[])
+    parser.add_argument("tables", nargs="*", metavar="table", help=" ".join(TABLES))
     chosen = parser.parse_args().tables or TABLES[:-1]
+    if unknown := set(chosen) - set(TABLES):
+        parser.error(f"no such table: {' '.join(sorted(unknown))}")
     held = True
     with servers():
         for name in chosen:
