@@ -57,6 +57,12 @@ def result(pin: Pin, generation: int, fingerprint: str) -> str:
     return f"{tag(pin, generation)}:q:{fingerprint}"
 
 
+def search(pin: Pin, generation: int, fingerprint: str) -> tuple[str, str, str]:
+    """What one search reads, in the order it must be read: `pending`, `version`, `result`."""
+    common = tag(pin, generation)
+    return f"{common}:p", f"{common}:v", f"{common}:q:{fingerprint}"
+
+
 def flight(pin: Pin, generation: int, fingerprint: str, version: int) -> str:
     """The lease of the process that loads this query at this version."""
     return f"{tag(pin, generation)}:f:{fingerprint}:{version}"

@@ -24,6 +24,7 @@ _context: ContextVar[dict[str, Any] | None] = ContextVar("memsvc_log_context", d
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "data", "request", "response"}
 _FORBIDDEN = frozenset({"text", "texts", "query", "queries", "memory", "memories", "messages", "content", "payload"})
+_LEFT_OUT = _OWN | _FORBIDDEN
 _TELLABLE = (
     MemsvcError,
     OSError,
@@ -69,7 +70,7 @@ class JSONFormatter(logging.Formatter):
             "event": record.getMessage(),
             **(_context.get() or {}),
         }
-        line.update((key, value) for key, value in vars(record).items() if key not in _OWN | _FORBIDDEN)
+        line |= {key: value for key, value in vars(record).items() if key not in _LEFT_OUT}
         if record.exc_info and record.exc_info[1] is not None:
             line |= describe(record.exc_info[1])
         return orjson.dumps(line, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS).decode()

@@ -56,13 +56,15 @@ def trip(query: Query, policy: Policy, also: Sequence[str] = ()) -> Trip | None:
     return _lookup("L2", policy, lambda: stack.L2.fetch(query, policy.generation, also))
 
 
-def at_hand(query: Query, policy: Policy, trip: Trip | None) -> bool:
-    """Whether L0 or L2 hold a current answer: then a search waits for nothing."""
-    if trip is None or trip.version is None or trip.pending is None:
-        return False
-    if stack.L0.get(query, trip.version, policy.generation) is not None:
-        return True
-    return trip.entry is not None and trip.entry.version == trip.version.number
+def at_hand(query: Query, policy: Policy, trip: Trip, wish: Wish) -> Answer | None:
+    """What L0 or L2 answer at the round trip's version, pending set and all, without waiting for anything; None where
+    they do not, and then nothing is counted."""
+    if wish.consistency == "fresh" or trip.pending is None or trip.version is None:
+        return None
+    if trip.version.number < wish.min_version:
+        return None
+    found = _held(query, policy, trip.version, trip)
+    return _counted(found, policy) if found else None
 
 
 def search(
@@ -78,8 +80,8 @@ def search(
     OriginError when Mem0 had to be asked and no copy may stand in; Overloaded when too many calls wait already;
     VersionBehind; DatabaseUnavailable when neither version nor Mem0 can be had.
     """
-    if wish.consistency == "bounded" and (quick := _bounded(query, policy, wish)) is not None:
-        return _counted(quick, policy)
+    if (quick := bounded(query, policy, wish)) is not None:
+        return quick
     with db.patience(until=deadline.at):
         made = trip(query, policy) if taken is _TRIP else taken
         unstored, version = _state(query, policy, made, wish)
@@ -146,13 +148,15 @@ def entities(policy: Policy, deadline: Deadline) -> tuple[list[dict[str, Any]], 
         return stack.backend(policy).entities(deadline)
 
 
-def _bounded(query: Query, policy: Policy, wish: Wish) -> Answer | None:
-    """An L0 answer whose version was confirmed recently enough: no round trip (PROTOCOL B12)."""
+def bounded(query: Query, policy: Policy, wish: Wish) -> Answer | None:
+    """For `bounded`: an L0 answer whose version was confirmed recently enough, with no round trip (PROTOCOL B12)."""
+    if wish.consistency != "bounded":
+        return None
     held = _confirmed(query, policy, wish.max_age_ms)
     if held is None or held.entry.version < wish.min_version:
         return None
     version = Version(query.scope.pin, held.entry.version, 0, held.confirmed_at)
-    return Answer(held.entry, version, "L0", age_ms=held.age_ms)
+    return _counted(Answer(held.entry, version, "L0", age_ms=held.age_ms), policy)
 
 
 def _confirmed(query: Query, policy: Policy, milliseconds: int) -> Held | None:
@@ -186,18 +190,11 @@ def _state(query: Query, policy: Policy, trip: Trip | None, wish: Wish) -> tuple
 
 def _cached(query: Query, policy: Policy, version: Version, trip: Trip | None, wish: Wish) -> Answer | None:
     """The answer of the first layer that is current; for `eventual`, also a copy a little behind."""
-    held = stack.L0.get(query, version, policy.generation)
-    if held is not None and served(held.entry, policy):
-        metrics.count("lookups", project=policy.id, layer="L0", outcome="hit")
-        return Answer(held.entry, version, "L0", age_ms=held.age_ms)
+    if (found := _held(query, policy, version, trip)) is not None:
+        return found
     metrics.count("lookups", project=policy.id, layer="L0", outcome="miss")
-    copy = _copy(trip, policy)
-    if copy is not None and copy.version == version.number:
-        metrics.count("lookups", project=policy.id, layer="L2", outcome="hit")
-        stack.L0.put(query, copy, version, policy.generation, _store_now(trip))
-        return Answer(copy, version, "L2", age_ms=_age_ms(copy, trip))
     metrics.count("lookups", project=policy.id, layer="L2", outcome="miss")
-    if wish.consistency == "eventual" and (old := _behind(query, policy, version, copy, trip, wish)) is not None:
+    if wish.consistency == "eventual" and (old := _behind(query, policy, version, trip, wish)) is not None:
         refreshing.begin((query, policy.generation), lambda: _refresh(query, policy))
         return old
     local = _lookup("L3", policy, lambda: stack.L3.get(query, version, policy))
@@ -210,10 +207,25 @@ def _cached(query: Query, policy: Policy, version: Version, trip: Trip | None, w
     return Answer(entry, version, "L3", age_ms=_age_ms(entry, trip))
 
 
-def _behind(
-    query: Query, policy: Policy, version: Version, copy: Entry | None, trip: Trip | None, wish: Wish
-) -> Answer | None:
+def _held(query: Query, policy: Policy, version: Version, trip: Trip | None) -> Answer | None:
+    """What L0, or else L2, holds at this very version; counted if one does."""
+    unstored = trip.pending if trip else None
+    held = stack.L0.get(query, version, policy.generation)
+    if held is not None and served(held.entry, policy):
+        metrics.count("lookups", project=policy.id, layer="L0", outcome="hit")
+        return Answer(held.entry, version, "L0", age_ms=held.age_ms, pending=unstored)
+    copy = _copy(trip, policy)
+    if copy is not None and copy.version == version.number:
+        metrics.count("lookups", project=policy.id, layer="L0", outcome="miss")
+        metrics.count("lookups", project=policy.id, layer="L2", outcome="hit")
+        stack.L0.put(query, copy, version, policy.generation, _store_now(trip))
+        return Answer(copy, version, "L2", age_ms=_age_ms(copy, trip), pending=unstored)
+    return None
+
+
+def _behind(query: Query, policy: Policy, version: Version, trip: Trip | None, wish: Wish) -> Answer | None:
     """For `eventual`: the newest copy that is not below the floor, nor older than EVENTUAL_MAX_STALE_SECONDS."""
+    copy = _copy(trip, policy)
     found = [] if copy is None else [(copy, "L2", _age_ms(copy, trip))]
     held = stack.L0.any(query, policy.generation)
     if held is not None and served(held.entry, policy):

@@ -21,7 +21,8 @@ _down_until = 0.0
 _lock = threading.Lock()
 
 
-def _failed() -> None:
+def failed() -> None:
+    """Let CACHE rest: it did not answer in time."""
     global _down_until
     with _lock:
         _down_until = clock.now() + REST_SECONDS
@@ -36,14 +37,14 @@ class _Resting:
         try:
             super().connect(*args, **kwargs)  # type: ignore[misc]
         except (redis.ConnectionError, redis.TimeoutError):
-            _failed()
+            failed()
             raise
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().read_response(*args, **kwargs)  # type: ignore[misc]
         except redis.TimeoutError:
-            _failed()
+            failed()
             raise
 
 

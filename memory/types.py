@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
@@ -56,6 +57,8 @@ class Scope:
     @property
     def pin(self) -> Pin:
         """The id whose version decides: the first of user, agent, run (PROTOCOL B4). ValueError without any."""
+        if self.user_id is not None:
+            return Pin(self.project, "user", self.user_id)
         for pin in self.pins():
             return pin
         raise ValueError("a scope needs a user_id, agent_id or run_id")
@@ -65,7 +68,7 @@ class Scope:
         return {f"{pin.kind}_id": pin.id for pin in self.pins()}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Query:
     """One search of long-term memory. `text` is NFC and trimmed; `filters` is canonical JSON of metadata conditions
     (sorted keys, no ids at the top level) or the empty string."""
@@ -77,7 +80,7 @@ class Query:
     filters: str = ""
     show_expired: bool = False
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """32 hex characters that stand for everything but the pin: equal queries, equal fingerprint."""
         parts = (2, self.scope.agent_id, self.scope.run_id, self.text, self.top_k, self.threshold, self.filters)

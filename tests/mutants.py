@@ -29,6 +29,7 @@ DELIVERY, FLIGHTS, GATE = (
 )
 OUTAGES = "tests/memory/api/test_outages.py"
 SESSIONS = "tests/memory/stm/test_search.py"
+HOT = "tests/memory/api/test_hot.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +233,7 @@ MUTANTS = (
     ),
     Mutant(
         "a generation believed for ever",
-        "believed=asked - known[1] < settings.VERSION_LEASE_SECONDS",
+        "believed=asked - last[1] < settings.VERSION_LEASE_SECONDS",
         "believed=True",
         f"{OUTAGES}::test_b5_a_generation_is_not_believed_longer_than_a_lease",
     ),
@@ -300,15 +301,46 @@ MUTANTS = (
     ),
     Mutant(
         "pending read after the version in the one round trip",
-        "        pipe.get(keys.pending(pin, generation))\n        pipe.get(keys.version(pin, generation))\n"
-        "        pipe.get(keys.result(pin, generation, query.fingerprint))\n        pipe.time()\n"
-        "        for name in also:\n            pipe.get(name)\n        try:\n"
-        "            open_jobs, copy, stored, time, *more = pipe.execute()\n",
-        "        pipe.get(keys.version(pin, generation))\n        pipe.get(keys.pending(pin, generation))\n"
-        "        pipe.get(keys.result(pin, generation, query.fingerprint))\n        pipe.time()\n"
-        "        for name in also:\n            pipe.get(name)\n        try:\n"
-        "            copy, open_jobs, stored, time, *more = pipe.execute()\n",
+        '            (open_jobs, copy, stored, *more), time = redis_wire.ask(("MGET", *names, *also), ("TIME",))\n',
+        "            copy, (open_jobs, _, stored, *more), time = redis_wire.ask(\n"
+        '                ("GET", names[1]), ("MGET", *names, *also), ("TIME",)\n            )\n',
         f"{SESSIONS}::test_c1_of_the_one_round_trip_what_is_pending_comes_before_the_version",
+    ),
+    Mutant(
+        "a key's scope ignored before Django",
+        "    return caller if native.Search.scope in caller.scopes else None\n",
+        "    return caller\n",
+        f"{HOT}::test_nobody_can_tell_which_of_them_answered",
+    ),
+    Mutant(
+        "a request counted twice against its key's limit",
+        "request.META.get(STANDING) or limits.take(",
+        "limits.take(",
+        f"{HOT}::test_nobody_can_tell_which_of_them_answered",
+    ),
+    Mutant(
+        "what is pending left out before Django",
+        "if trip.pending is None or trip.pending.of(query.scope):",
+        "if trip.pending is None:",
+        f"{HOT}::test_nobody_can_tell_which_of_them_answered",
+    ),
+    Mutant(
+        "an answer at hand although the caller knows a later version",
+        "    if trip.version.number < wish.min_version:\n        return None\n",
+        "",
+        f"{HOT}::test_nobody_can_tell_which_of_them_answered",
+    ),
+    Mutant(
+        "a revoked key known for ever before Django",
+        "    if seen is None or clock.now() - seen.asked_at >= FRESH_SECONDS:\n        return None\n",
+        "    if seen is None:\n        return None\n",
+        f"{HOT}::test_what_this_process_knows_of_keys_and_projects_is_as_fresh_as_for_the_view",
+    ),
+    Mutant(
+        "a line to CACHE used again after a time-out",
+        "            if not good:\n                line.close()\n        self._idle.append(line)\n",
+        "            self._idle.append(line)\n",
+        "tests/memory/test_redis_wire.py::test_g1_what_came_too_late_answers_nobody",
     ),
     Mutant(
         "a session's version read after its messages",

@@ -10,6 +10,7 @@ from redis.connection import AbstractConnection
 from memory import delivery, stack, write
 from memory import recall as service
 from memory.clock import Deadline
+from memory.redis_wire import Wire
 from memory.stm import search, store
 from memory.stm.store import Said
 from memory.tenancy.projects import policy
@@ -33,19 +34,22 @@ def measure(project: int) -> dict[str, int]:
 
     ask(None)
     ask("s")
-    figures = {"LTM, process": _trips(lambda: ask(None)), "STM and LTM, process": _trips(lambda: ask("s"))}
+    figures = {"LTM, process": made(lambda: ask(None)), "STM and LTM, process": made(lambda: ask("s"))}
     forget()
-    figures["LTM, CACHE"] = _trips(lambda: ask(None))
+    figures["LTM, CACHE"] = made(lambda: ask(None))
     forget()
-    return figures | {"STM and LTM, CACHE": _trips(lambda: ask("s"))}
+    return figures | {"STM and LTM, CACHE": made(lambda: ask("s"))}
 
 
-def _trips(work: Callable[[], None]) -> int:
-    """How many packets of commands are sent; each is waited for."""
-    send = AbstractConnection.send_packed_command
-    with mock.patch.object(AbstractConnection, "send_packed_command", autospec=True, side_effect=send) as sent:
+def made(work: Callable[[], object]) -> int:
+    """How many packets of commands are sent, by redis-py or by the wire beside it; each is waited for."""
+    send, ask = AbstractConnection.send_packed_command, Wire.ask
+    with (
+        mock.patch.object(AbstractConnection, "send_packed_command", autospec=True, side_effect=send) as sent,
+        mock.patch.object(Wire, "ask", autospec=True, side_effect=ask) as asked,
+    ):
         work()
-    return sent.call_count
+    return sent.call_count + asked.call_count
 
 
 def show(figures: dict[str, int]) -> list[tuple[str, bool]]:

@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
 from django.urls import reverse
 from rest_framework import status
 from rest_framework.response import Response
 
-from memory import clock, erase, metrics, write
+from memory import clock, erase, logs, metrics, write
 from memory.api import problems
 from memory.api.encoding import OPTIONS
 from memory.layers.base import public
@@ -23,19 +23,20 @@ from memory.waits import Outcome
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def search(found: Recalled, began: float) -> HttpResponse:
-    """A search's answer: what was found, as it is stored, with its meta spliced after it."""
+def search(found: Recalled, began: float) -> tuple[bytes, dict[str, str]]:
+    """A search's answer and its headers: what was found, as it is stored, with its meta spliced after it."""
     answer = found.answer
+    logs.note(layer=answer.layer, version=str(answer.version), reason=answer.reason)
     meta = orjson.dumps(_meta(answer) | ({"stm_layer": found.stm} if found.stm else {}), option=OPTIONS)
     body = b"".join((b'{"results":', found.results, b',"meta":', meta, b"}"))
     seconds = clock.now() - began
     metrics.observe("search_seconds", seconds, layer=answer.layer)
     ms = seconds * 1000
-    headers = {
+    return body, {
+        "Content-Type": "application/json",
         "Cache-Status": cache_status(answer),
         "Server-Timing": f'search;dur={ms:.2f};desc="{answer.layer}"',
     }
-    return HttpResponse(body, content_type="application/json", headers=headers)
 
 
 def memory(shown: Memory) -> dict[str, Any]:

@@ -146,8 +146,14 @@ def update(request: Request) -> dict[str, Any]:
 
 
 def search(request: Request) -> dict[str, Any]:
-    """The body of a search; `max_age_ms` belongs to `bounded`, which is nothing without it."""
-    sent = body(request, SEARCH)
+    """The body of a search."""
+    query(request, NOTHING)
+    return searched(request.data)
+
+
+def searched(value: Any) -> dict[str, Any]:
+    """What a search asks for; `max_age_ms` belongs to `bounded`, which is nothing without it. ValidationError."""
+    sent = _checked(SEARCH, value)
     bounded = sent["consistency"] == "bounded"
     if bounded and "max_age_ms" not in sent:
         raise ValidationError({"max_age_ms": ["is required with consistency bounded"]})

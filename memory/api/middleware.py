@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import sys
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache as once
 from io import BytesIO
+from typing import Any
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponseBase
 
 from memory import clock, db, identity, logs
 from memory.api import problems
+from memory.tenancy.keys import Caller
 from memory.tenancy.limits import WINDOW_SECONDS, Standing
 
 access = logging.getLogger("memory.access")
@@ -35,7 +37,7 @@ class RequestContext:
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         """The answer, with the request's id and, for keys with the scope admin, the process that made it."""
         began = clock.now()
-        request.request_id = _request_id(request)  # type: ignore[attr-defined]
+        request.request_id = request_id(request.META)  # type: ignore[attr-defined]
         token = logs.begin(request.request_id)  # type: ignore[attr-defined]
         try:
             with _patience(request):
@@ -62,9 +64,26 @@ def _of_the_api(request: HttpRequest) -> bool:
     return request.path_info.startswith("/api/") or problems.of_mem0(request.path_info)
 
 
-def _request_id(request: HttpRequest) -> str:
-    given = request.META.get("HTTP_X_REQUEST_ID", "")
-    return given if _ID.fullmatch(given) else uuid.uuid4().hex
+def request_id(environ: Mapping[str, Any]) -> str:
+    """What the request is called: by its caller, where the name is a fit one."""
+    given = environ.get("HTTP_X_REQUEST_ID", "")
+    return given if _ID.fullmatch(given) else secrets.token_hex(16)
+
+
+def own_headers(name: str, caller: Caller | None, rate: Standing | None) -> dict[str, str]:
+    """What every answer says: the request's id, how the key stands and, to admins, which process this is."""
+    headers = {"X-Request-ID": name}
+    if rate is not None:
+        headers |= _rate_headers(rate)
+    if caller is not None and "admin" in caller.scopes:
+        headers["X-Memsvc-Process"] = _process(os.getpid())
+    return headers
+
+
+def log_access(method: str | None, route: str | None, status: int, began: float) -> None:
+    """One line for a request that was answered."""
+    ms = round((clock.now() - began) * 1000, 2)
+    access.info("request", extra={"method": method, "route": route, "status": status, "ms": ms})
 
 
 def _refusal(request: HttpRequest) -> HttpResponseBase | None:
@@ -103,23 +122,12 @@ def _rate_headers(rate: Standing) -> dict[str, str]:
 
 
 def _finish(request: HttpRequest, response: HttpResponseBase, began: float) -> None:
-    response["X-Request-ID"] = request.request_id  # type: ignore[attr-defined]
-    if (rate := getattr(request, "rate", None)) is not None:
-        for name, value in _rate_headers(rate).items():
-            response[name] = value
-    if "admin" in getattr(getattr(request, "caller", None), "scopes", ()):
-        response["X-Memsvc-Process"] = _process(os.getpid())
+    caller, rate = getattr(request, "caller", None), getattr(request, "rate", None)
+    for name, value in own_headers(request.request_id, caller, rate).items():  # type: ignore[attr-defined]
+        response[name] = value
     if not _of_the_api(request):
         return
     response.headers.setdefault("Cache-Control", "no-store")
     response._has_been_logged = True  # type: ignore[attr-defined]  # the line below says it
     match = request.resolver_match
-    access.info(
-        "request",
-        extra={
-            "method": request.method,
-            "route": match.view_name if match else None,
-            "status": response.status_code,
-            "ms": round((clock.now() - began) * 1000, 2),
-        },
-    )
+    log_access(request.method, match.view_name if match else None, response.status_code, began)

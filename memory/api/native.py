@@ -12,7 +12,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from memory import clock, logs, pending, read, recall, waits, write
+from memory import clock, pending, read, recall, waits, write
 from memory.api import answers, bodies, imports, pages
 from memory.api import serializers as shown
 from memory.api.documented import operation, paged
@@ -51,12 +51,24 @@ class Door(APIView):
 
     def ids(self, sent: dict[str, Any]) -> Scope:
         """The ids a request names, if the caller may."""
-        admit(self.caller, sent.get("user_id"))
-        return Scope(self.caller.project, sent.get("user_id"), sent.get("agent_id"), sent.get("run_id"))
+        return ids(sent, self.caller)
 
     def user(self, value: str) -> Scope:
         """The user in the path, if the caller may."""
         return self.ids({"user_id": bodies.ident("user_id", value)})
+
+
+def ids(sent: dict[str, Any], caller: Caller) -> Scope:
+    """The ids a request names, if the caller may. KeyBound."""
+    admit(caller, sent.get("user_id"))
+    return Scope(caller.project, sent.get("user_id"), sent.get("agent_id"), sent.get("run_id"))
+
+
+def asked(sent: dict[str, Any], caller: Caller) -> tuple[Query, read.Wish]:
+    """What a search asks, and how fresh it wants the answer, if the caller may. KeyBound."""
+    scope = ids(sent, caller)
+    query = Query(scope, sent["query"], sent["top_k"], sent.get("threshold"), sent.get("filters", ""))
+    return query, read.Wish(sent["consistency"], sent.get("max_age_ms", 0), sent.get("min_version", 0))
 
 
 class Writing(Door):
@@ -157,14 +169,7 @@ class Search(Door):
         """Search."""
         began = clock.now()
         sent = bodies.search(request)
-        query = Query(
-            scope=self.ids(sent),
-            text=sent["query"],
-            top_k=sent["top_k"],
-            threshold=sent.get("threshold"),
-            filters=sent.get("filters", ""),
-        )
-        wish = read.Wish(sent["consistency"], sent.get("max_age_ms", 0), sent.get("min_version", 0))
+        query, wish = asked(sent, self.caller)
         deadline = Deadline(began + sent["timeout_ms"] / 1000)
         found = recall.search(
             query,
@@ -174,8 +179,8 @@ class Search(Door):
             session_id=sent.get("session_id"),
             explain=sent.get("explain", False),
         )
-        logs.note(layer=found.answer.layer, version=str(found.answer.version), reason=found.answer.reason)
-        return answers.search(found, began)
+        body, headers = answers.search(found, began)
+        return HttpResponse(body, headers=headers)
 
 
 class Pending(APIException):

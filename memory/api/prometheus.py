@@ -55,7 +55,7 @@ def _admitted(request: HttpRequest) -> bool:
     if settings.METRICS_ACCESS == "loopback" and _on_this_machine(request):
         return True
     try:
-        secret = auth.secret_of(request)
+        secret = auth.secret_of(request.META)
     except AuthenticationFailed:
         return False
     caller = keys.authenticate(secret) if secret is not None else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from django.conf import settings
@@ -109,7 +109,7 @@ class ProcessLayer:
         if held is None or held.entry.version != version.number:
             return None
         if version.confirmed_at > held.confirmed_at:
-            held = replace(held, confirmed_at=version.confirmed_at)
+            held = Held(held.entry, held.born_at, held.dies_at, version.confirmed_at, generation)
             self._keep(query, held)
         return held
 

@@ -55,19 +55,25 @@ def policy(project_id: int) -> Policy:
 
     Project.DoesNotExist for an unknown id; DatabaseUnavailable when there is none to serve.
     """
-    known = _known.get(project_id)
-    if known is not None and clock.now() - known[1] < FRESH_SECONDS:
-        return known[0]
+    if (fresh := known(project_id)) is not None:
+        return fresh
+    last = _known.get(project_id)
     asked = clock.now()
     try:
         found = _read(Project.objects.get(pk=project_id))
     except DatabaseError as error:
-        if known is not None and asked - known[1] < max(AWAY_SECONDS, settings.VERSION_LEASE_SECONDS):
-            return replace(known[0], believed=asked - known[1] < settings.VERSION_LEASE_SECONDS)
+        if last is not None and asked - last[1] < max(AWAY_SECONDS, settings.VERSION_LEASE_SECONDS):
+            return replace(last[0], believed=asked - last[1] < settings.VERSION_LEASE_SECONDS)
         raise DatabaseUnavailable("the project's policies cannot be read") from error
     with _lock:
         _known[project_id] = (found, asked)
     return found
+
+
+def known(project_id: int) -> Policy | None:
+    """The project's policy, where `policy` would not have to ask; None otherwise."""
+    kept = _known.get(project_id)
+    return kept[0] if kept is not None and clock.now() - kept[1] < FRESH_SECONDS else None
 
 
 def save(project: Project) -> None:

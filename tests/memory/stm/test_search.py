@@ -12,7 +12,6 @@ import pytest
 from django.db import connection
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from redis.client import Pipeline
 
 from bench.stm import trips
 from memory import delivery, metrics, nearness, pending, recall, write
@@ -20,6 +19,7 @@ from memory.clock import Deadline
 from memory.errors import OriginUnavailable
 from memory.models import Job, Lane, Project, Session
 from memory.recall import Recalled
+from memory.redis_wire import Wire
 from memory.stm import conversation, lifecycle, search, store, tiers
 from memory.stm.store import Said
 from memory.tenancy.projects import policy
@@ -102,23 +102,21 @@ def test_c1_of_the_one_round_trip_what_is_pending_comes_before_the_version(mem0,
     ask(ann), ask(ann)
     job = write.accept(Write("add", ann, {"memories": [{"text": "I drink tea"}]}), policy(ann.project)).job
     ask(ann)
-    real = Pipeline.execute
+    real = Wire.ask
     ended: list[None] = []
 
-    def one_by_one(pipe, *args):
-        commands, pipe.command_stack = pipe.command_stack, []
+    def one_by_one(wire, *commands):
         answers = []
-        for arguments, options in commands:
-            pipe.command_stack = [(arguments, options)]
-            answers += real(pipe, *args)
+        for command in commands:
+            answers += real(wire, command)
             if not ended:
                 ended.append(None)
-                with mock.patch.object(Pipeline, "execute", real):
+                with mock.patch.object(Wire, "ask", real):
                     delivery.deliver(job.lane_id)
                     pending.current(ann.pin, 1)
         return answers
 
-    with mock.patch.object(Pipeline, "execute", one_by_one):
+    with mock.patch.object(Wire, "ask", one_by_one):
         found = texts(ann)
     assert ended
     assert Job.objects.get().state == "completed"

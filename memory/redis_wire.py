@@ -1,0 +1,109 @@
+"""A few commands in one round trip to CACHE, for a tenth of what redis-py's pipeline costs (docs/decisions/0017).
+
+The connections are redis-py's own: where CACHE is, how one logs in and how long it rests after a failure is decided
+there. One that failed, timed out or was left half-way is closed: its next answer would belong to another question.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache as once
+from typing import Any
+
+import hiredis
+import redis
+
+from memory import redis_client
+
+RECEIVE_BYTES = 65536
+
+_NOTHING = object()
+Command = tuple[Any, ...]
+
+
+class _Line:
+    """One connection; what came of it is read here and not by redis-py."""
+
+    def __init__(self, pool: redis.ConnectionPool) -> None:
+        self._connection = pool.connection_class(**pool.connection_kwargs)
+        self._connection.connect()
+        self._socket = self._connection._sock
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+
+    def ask(self, packed: bytes, count: int) -> list[Any]:
+        """`count` replies, in order. OSError; afterwards the line is of no use."""
+        self._socket.sendall(packed)
+        replies: list[Any] = []
+        while len(replies) < count:
+            received = self._socket.recv(RECEIVE_BYTES)
+            if not received:
+                raise ConnectionResetError("CACHE closed the connection")
+            self._reader.feed(received)
+            while (reply := self._reader.gets()) is not _NOTHING:
+                replies.append(reply)
+        if len(replies) > count or self._reader.has_data():
+            raise ConnectionAbortedError("CACHE answered more than it was asked")
+        return replies
+
+    def close(self) -> None:
+        """For good."""
+        self._connection.disconnect()
+
+
+class Wire:
+    """The lines of this process to one CACHE: as many as were needed at a time."""
+
+    def __init__(self, pool: redis.ConnectionPool) -> None:
+        self._pool = pool
+        self._idle: list[_Line] = []
+        os.register_at_fork(after_in_child=self._idle.clear)
+
+    def ask(self, *commands: Command) -> list[Any]:
+        """What each command answers, as bytes, whole numbers and lists. redis.RedisError."""
+        packed = b"".join([hiredis.pack_command(command) for command in commands])
+        line, waited = self._taken()
+        try:
+            replies = self._asked(line, packed, len(commands))
+        except redis.ConnectionError:
+            if not waited:
+                raise
+            # CACHE was started anew, and every line that had waited for work is as dead as this one.
+            self._idle.clear()
+            replies = self._asked(_Line(self._pool), packed, len(commands))
+        for reply in replies:
+            if isinstance(reply, hiredis.HiredisError):
+                raise redis.ResponseError(str(reply))
+        return replies
+
+    def _taken(self) -> tuple[_Line, bool]:
+        try:
+            return self._idle.pop(), True
+        except IndexError:
+            return _Line(self._pool), False
+
+    def _asked(self, line: _Line, packed: bytes, count: int) -> list[Any]:
+        good = False
+        try:
+            replies = line.ask(packed, count)
+            good = True
+        except TimeoutError as error:
+            redis_client.failed()
+            self._idle.clear()
+            raise redis.TimeoutError("CACHE did not answer in time") from error
+        except (OSError, hiredis.HiredisError) as error:
+            raise redis.ConnectionError("CACHE closed the connection") from error
+        finally:
+            if not good:
+                line.close()
+        self._idle.append(line)
+        return replies
+
+
+def ask(*commands: Command) -> list[Any]:
+    """See Wire.ask."""
+    return _wire(redis_client.cache().connection_pool).ask(*commands)
+
+
+@once
+def _wire(pool: redis.ConnectionPool) -> Wire:
+    return Wire(pool)
