@@ -7,10 +7,14 @@ told by its type and place; its message only where it cannot quote what somebody
 from __future__ import annotations
 
 import logging
+import os
+import threading
+import time
 import traceback
+from collections import deque
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 import orjson
 from django.core.exceptions import ImproperlyConfigured
@@ -19,6 +23,9 @@ from kombu.exceptions import KombuError
 from redis import RedisError
 
 from memory.errors import MemsvcError
+
+# Who looks at threads, processes and source lines does not read these lines.
+logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 _context: ContextVar[dict[str, Any] | None] = ContextVar("memsvc_log_context", default=None)
 
@@ -39,6 +46,7 @@ _TELLABLE = (
     ImproperlyConfigured,
 )
 _FRAMES = 12
+FLUSH_SECONDS = 0.02
 
 
 def begin(request_id: str) -> Token[dict[str, Any] | None]:
@@ -56,6 +64,50 @@ def note(**fields: Any) -> None:
     context = _context.get()
     if context is not None:
         context.update(fields)
+
+
+class Lines(logging.StreamHandler[TextIO]):
+    """Writes lines a few at a time: each writing makes a busy process change threads. Only what a kill leaves of the
+    last FLUSH_SECONDS is lost; warnings, and all before them, are written at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        self._lines: deque[str] = deque()
+        self._writing = threading.Lock()
+        self._some = threading.Event()
+        self._writer: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the line, or write all that are kept."""
+        self._lines.append(self.format(record) + self.terminator)
+        if record.levelno >= logging.WARNING:
+            self.flush()
+        elif not self._some.is_set():
+            self._some.set()
+            self._begin()
+
+    def flush(self) -> None:
+        """Write what is kept."""
+        with self._writing:
+            if lines := [self._lines.popleft() for _ in range(len(self._lines))]:
+                self.stream.write("".join(lines))
+                self.stream.flush()
+
+    def _begin(self) -> None:
+        if self._writer is None:
+            self._writer = threading.Thread(target=self._write, name="log", daemon=True)
+            self._writer.start()
+
+    def _write(self) -> None:
+        while True:
+            self._some.wait()
+            time.sleep(FLUSH_SECONDS)
+            self._some.clear()
+            self.flush()
 
 
 class JSONFormatter(logging.Formatter):

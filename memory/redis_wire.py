@@ -7,6 +7,9 @@ there. One that failed, timed out or was left half-way is closed: its next answe
 from __future__ import annotations
 
 import os
+import socket
+import ssl
+import struct
 from functools import cache as once
 from typing import Any
 
@@ -27,7 +30,7 @@ class _Line:
     def __init__(self, pool: redis.ConnectionPool) -> None:
         self._connection = pool.connection_class(**pool.connection_kwargs)
         self._connection.connect()
-        self._socket = self._connection._sock
+        self._socket = _kernel_timed(self._connection._sock)
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
 
     def ask(self, packed: bytes, count: int) -> list[Any]:
@@ -86,7 +89,7 @@ class Wire:
         try:
             replies = line.ask(packed, count)
             good = True
-        except TimeoutError as error:
+        except (TimeoutError, BlockingIOError) as error:  # Python's word for it, and the kernel's
             redis_client.failed()
             self._idle.clear()
             raise redis.TimeoutError("CACHE did not answer in time") from error
@@ -97,6 +100,19 @@ class Wire:
                 line.close()
         self._idle.append(line)
         return replies
+
+
+def _kernel_timed(line: socket.socket) -> socket.socket:
+    """The same socket with its time-outs kept by the kernel: Python's own ask twice for each packet, and a busy process
+    pays for both with a wait for Python's lock. TLS needs Python's."""
+    seconds = line.gettimeout()
+    if seconds is None or isinstance(line, ssl.SSLSocket):
+        return line
+    line.settimeout(None)
+    interval = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        line.setsockopt(socket.SOL_SOCKET, option, interval)
+    return line
 
 
 def ask(*commands: Command) -> list[Any]:

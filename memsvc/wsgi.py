@@ -4,10 +4,10 @@ from django.core.wsgi import get_wsgi_application
 
 import memsvc.celery  # noqa: F401 - names the settings; views send tasks
 
-_django = get_wsgi_application()
+django = get_wsgi_application()
 
 from memory import upkeep  # noqa: E402 - models are loaded only now
 from memory.api.hot import Hot  # noqa: E402
 
-application = Hot(_django)
+application = Hot(django)
 upkeep.start()

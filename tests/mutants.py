@@ -313,6 +313,12 @@ MUTANTS = (
         f"{HOT}::test_nobody_can_tell_which_of_them_answered",
     ),
     Mutant(
+        "what a body asks known before Django, whoever sends it",
+        "key = (caller.project, caller.user_id, raw)",
+        "key = (caller.project, None, raw)",
+        f"{HOT}::test_nobody_can_tell_which_of_them_answered",
+    ),
+    Mutant(
         "a request counted twice against its key's limit",
         "request.META.get(STANDING) or limits.take(",
         "limits.take(",

@@ -24,9 +24,12 @@ from rest_framework.exceptions import APIException
 from memory import clock, logs, recall
 from memory.api import answers, bodies, native
 from memory.api.middleware import log_access, own_headers, request_id
+from memory.layers.l0_process import ByteLRU
+from memory.read import Wish
 from memory.recall import Recalled
 from memory.tenancy import auth, keys, limits, projects
 from memory.tenancy.keys import Caller
+from memory.types import Query
 
 ROUTE = "memory-search"
 PATHS = frozenset({"/api/v1/memory/search", "/api/v1/memory/search/"})
@@ -36,9 +39,16 @@ MAX_BODY_BYTES = 65_536
 OUTSIDE = ("wsgi.url_scheme", "HTTP_X_FORWARDED_PROTO", "HTTP_HOST")
 """What Django's middlewares look at."""
 
+ASKED_BYTES = 4 << 20
+OVERHEAD_BYTES = 2000
+
 Environ = dict[str, Any]
 Application = Callable[[Environ, Any], Iterable[bytes]]
 Headers = list[tuple[str, str]]
+
+
+_asked: ByteLRU[tuple[int, str | None, bytes], tuple[Query, Wish]] = ByteLRU(ASKED_BYTES)
+"""What bodies read before were found to ask, of this project and the user that the key is bound to."""
 
 
 class Hot:
@@ -47,10 +57,11 @@ class Hot:
     def __init__(self, django: Application) -> None:
         self._django = django
         self._outer_headers = lru_cache(maxsize=64)(_outer_headers)
+        self._most_bytes = min(MAX_BODY_BYTES, settings.MAX_BODY_BYTES)
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """See PEP 3333."""
-        found = self._answer(environ) if _plain(environ) else None
+        found = self._answer(environ) if _plain(environ, self._most_bytes) else None
         if found is None:
             return self._django(environ, start_response)
         headers, body = found
@@ -79,7 +90,7 @@ class Hot:
             logs.end(token)
 
 
-def _plain(environ: Environ) -> bool:
+def _plain(environ: Environ, most_bytes: int) -> bool:
     """Whether it is a search, sent in the way that leaves nothing to ask."""
     length = environ.get("CONTENT_LENGTH", "")
     return (
@@ -90,7 +101,7 @@ def _plain(environ: Environ) -> bool:
         and "HTTP_TRANSFER_ENCODING" not in environ
         and "HTTP_COOKIE" not in environ  # Django may renew one
         and length.isdecimal()
-        and 0 < int(length) <= min(MAX_BODY_BYTES, settings.MAX_BODY_BYTES)
+        and 0 < int(length) <= most_bytes
     )
 
 
@@ -116,10 +127,16 @@ def _found(environ: Environ, caller: Caller) -> Recalled | None:
         return None
     raw = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
     environ["wsgi.input"] = BytesIO(raw)
-    sent = bodies.searched(orjson.loads(raw))
-    if "session_id" in sent:
-        return None
-    query, wish = native.asked(sent, caller)
+    key = (caller.project, caller.user_id, raw)
+    asked = _asked.get(key)
+    if asked is None:
+        sent = bodies.searched(orjson.loads(raw))
+        if "session_id" in sent:
+            return None
+        asked = native.asked(sent, caller)
+        _asked.put(key, asked, 2 * len(raw) + OVERHEAD_BYTES)
+    query, wish = asked
+    logs.note(user_id=query.scope.user_id)
     return recall.at_hand(query, policy, wish)
 
 

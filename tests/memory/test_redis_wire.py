@@ -19,6 +19,10 @@ def rested(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "REST_SECONDS", 0.0)
 
 
+def wire() -> redis_wire.Wire:
+    return redis_wire._wire(client.cache().connection_pool)
+
+
 def test_each_command_is_answered_in_its_place(redis):
     redis.set("a", "1")
     assert ask(("GET", "a"), ("MGET", "a", "b"), ("INCRBY", "c", 5)) == [b"1", [b"1", None], 5]
@@ -43,6 +47,7 @@ def test_g1_what_came_too_late_answers_nobody(redis, cache_stopped):
     cache_stopped.stop()
     with pytest.raises(redis_client.TimeoutError):
         ask(("GET", "ann"))
+    assert wire()._idle == []
     cache_stopped.resume()
     assert ask(("GET", "ben")) == [b"mate"]
 
@@ -67,10 +72,8 @@ def test_a_cache_started_anew_costs_no_answer(redis):
 def test_nobody_asks_a_cache_that_rests(redis, cache_stopped, monkeypatch):
     """After one time-out the next callers are told at once."""
     monkeypatch.setattr(client, "REST_SECONDS", 60.0)
-    lines = [redis_wire._wire(client.cache().connection_pool)._taken()[0] for _ in range(2)]
+    wire()._idle += [wire()._taken()[0] for _ in range(2)]
     cache_stopped.stop()
-    for line in lines:
-        redis_wire._wire(client.cache().connection_pool)._idle.append(line)
     with pytest.raises(redis_client.TimeoutError):
         ask(("GET", "a"))
     with pytest.raises(redis_client.ConnectionError, match="a moment ago"):

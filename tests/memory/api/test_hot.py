@@ -42,7 +42,7 @@ GOOD: dict[str, list[Any]] = {
     "agent_id": ["a"],
     "filters": [{}, {"room": "kitchen"}],
     "consistency": ["strict", "strict", "eventual", "fresh"],
-    "min_version": ["user:{version}", "user:1"],
+    "min_version": ["user:{version}", "user:{later}"],
     "explain": [True, False],
     "timeout_ms": [5000],
 }
@@ -54,7 +54,7 @@ ODD_FIELDS: list[dict[str, Any]] = [
     *({"consistency": value} for value in ("lax", 1, None, "bounded")),
     *({"max_age_ms": value} for value in (5000, 0)),
     *({"consistency": "bounded", "max_age_ms": value} for value in (0, -1, 10**6, "5", None)),
-    *({"min_version": value} for value in ("user:{later}", "agent:1", "1", 1)),
+    *({"min_version": value} for value in ("agent:1", "1", 1)),
     *({"filters": value} for value in ({"user_id": "ben"}, [], "x")),
     {"session_id": "s"},
     {"colour": "red"},
@@ -325,7 +325,7 @@ def world(project: Any, redis: Any, mem0: Any, settings: Any, monkeypatch: pytes
 
 
 @given(asked=requests(), state=STATES)
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nobody_can_tell_which_of_them_answered(world: World, asked: Asked, state: State) -> None:
     told = world.told(world.hot, asked, state)
     assert told == world.told(world.django, asked, state)
