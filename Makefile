@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or 3.12; everything else comes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help up manage demo test conformance chaos mutants prove bench-stall bench-outage bench-agreement bench-stm lint audit fmt clean
+.PHONY: help up manage demo test conformance chaos mutants prove bench-stall bench-outage bench-agreement bench-stm bench-hit lint audit fmt clean
 
 PYTHON := .venv/bin/python
 INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -52,6 +52,9 @@ bench-agreement: ## local ranking beside Mem0's own search, on the shared data
 
 bench-stm: ## short-term memory: its context, recall of either memory and both, round trips, Vietnamese
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.stm $(ARGS)
+
+bench-hit: ## a question asked before, beside a Django view that does nothing
+	@$(INSTALL) dev && exec $(PYTHON) -m bench.hit $(ARGS)
 
 lint: ## what CI checks beside the tests
 	@$(INSTALL) dev

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from contextlib import suppress
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -47,6 +48,7 @@ _TELLABLE = (
 )
 _FRAMES = 12
 FLUSH_SECONDS = 0.02
+MOST_LINES = 10_000
 
 
 def begin(request_id: str) -> Token[dict[str, Any] | None]:
@@ -82,9 +84,9 @@ class Lines(logging.StreamHandler[TextIO]):
         self._writer: threading.Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the line, or write all that are kept."""
+        """Keep the line, or write all that are kept. Whoever reads them too slowly is waited for."""
         self._lines.append(self.format(record) + self.terminator)
-        if record.levelno >= logging.WARNING:
+        if record.levelno >= logging.WARNING or len(self._lines) > MOST_LINES:
             self.flush()
         elif not self._some.is_set():
             self._some.set()
@@ -92,7 +94,7 @@ class Lines(logging.StreamHandler[TextIO]):
 
     def flush(self) -> None:
         """Write what is kept."""
-        with self._writing:
+        with self._writing, suppress(OSError, ValueError):  # nobody reads any more
             if lines := [self._lines.popleft() for _ in range(len(self._lines))]:
                 self.stream.write("".join(lines))
                 self.stream.flush()

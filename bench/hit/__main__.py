@@ -150,10 +150,8 @@ def _question(user: str) -> str:
 def _requests(contestant: Contestant, port: int, key: str) -> list[bytes]:
     found = []
     for user in _users():
-        asks = {
-            name: value.format(user=user) if name == "session_id" else value for name, value in contestant.asks.items()
-        }
-        body = orjson.dumps({"user_id": user, "query": _question(user), **asks})
+        session = {"session_id": user} if "session_id" in contestant.asks else {}
+        body = orjson.dumps({"user_id": user, "query": _question(user), **contestant.asks, **session})
         head = (
             f"POST /api/v1/memory/search HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -242,7 +240,6 @@ def _run(contestant: Contestant, server: Server, key: str, connections: int, sec
         "cache_cpu": (after[1] - before[1]) / count * 1e6,
         "load_cpu": done.cpu / count * 1e6,
         "marked": done.marked / count,
-        "bad": done.bad,
     }
     print(".", end="", flush=True, file=sys.stderr)
     return told

@@ -22,7 +22,6 @@ class Load:
     seconds: float = 0.0
     took: list[float] = field(default_factory=list)
     marked: int = 0
-    bad: int = 0
     cpu: float = 0.0
 
 
@@ -73,7 +72,8 @@ def run(port: int, requests: Sequence[bytes], connections: int, seconds: float, 
             if answer is None:
                 continue
             load.took.append(time.perf_counter() - caller.asked_at)
-            load.bad += not answer.startswith(b"HTTP/1.1 200 ")
+            if not answer.startswith(b"HTTP/1.1 200 "):
+                raise RuntimeError(f"not 200: {answer[:1000]!r}")
             load.marked += mark in answer
             caller.ask()
     load.seconds, load.cpu = now - began, time.process_time() - cpu

@@ -1,0 +1,78 @@
+"""Lines of the log reach whoever reads them, in order, without a request waiting for it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from memory import logs
+
+
+class Reader(io.StringIO):
+    """Tells when something was written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = threading.Event()
+
+    def write(self, text: str) -> int:
+        count = super().write(text)
+        self.told.set()
+        return count
+
+
+@pytest.fixture
+def reader() -> Reader:
+    return Reader()
+
+
+@pytest.fixture
+def log(reader: Reader) -> Iterator[logging.Logger]:
+    handler = logs.Lines()
+    handler.setStream(reader)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("test.lines")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    yield logger
+    logger.removeHandler(handler)
+    handler.close()
+
+
+def test_a_line_is_written_by_itself(log, reader):
+    log.info("one")
+    assert reader.told.wait(10)
+    assert reader.getvalue() == "one\n"
+
+
+def test_a_warning_is_written_at_once_after_what_came_before_it(log, reader, monkeypatch):
+    monkeypatch.setattr(logs, "FLUSH_SECONDS", 60)
+    log.info("one")
+    assert reader.getvalue() == ""
+    log.warning("two")
+    assert reader.getvalue() == "one\ntwo\n"
+
+
+def test_what_is_kept_is_bounded(log, reader, monkeypatch):
+    monkeypatch.setattr(logs, "FLUSH_SECONDS", 60)
+    monkeypatch.setattr(logs, "MOST_LINES", 2)
+    for word in ("one", "two", "three"):
+        log.info(word)
+    assert reader.getvalue() == "one\ntwo\nthree\n"
+
+
+def test_the_end_of_the_process_loses_no_line(log, reader, monkeypatch):
+    monkeypatch.setattr(logs, "FLUSH_SECONDS", 60)
+    log.info("one")
+    logging.shutdown([lambda: log.handlers[0]])
+    assert reader.getvalue() == "one\n"
+
+
+def test_a_reader_that_has_gone_stops_nobody(log, reader):
+    reader.close()
+    log.warning("one")
+    log.info("two")
