@@ -84,9 +84,15 @@ class Lines(logging.StreamHandler[TextIO]):
         self._writer: threading.Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the line, or write all that are kept. Whoever reads them too slowly is waited for."""
-        self._lines.append(self.format(record) + self.terminator)
-        if record.levelno >= logging.WARNING or len(self._lines) > MOST_LINES:
+        """Keep the line, or write all that are kept."""
+        self.keep(self.format(record))
+        if record.levelno >= logging.WARNING:
+            self.flush()
+
+    def keep(self, line: str) -> None:
+        """Keep one more. Whoever reads them too slowly is waited for."""
+        self._lines.append(line + self.terminator)
+        if len(self._lines) > MOST_LINES:
             self.flush()
         elif not self._some.is_set():
             self._some.set()
@@ -117,17 +123,40 @@ class JSONFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record, its extra fields and its request's."""
-        line: dict[str, Any] = {
-            "at": datetime.fromtimestamp(record.created, UTC),
-            "level": record.levelname,
-            "logger": record.name,
-            "event": record.getMessage(),
-            **(_context.get() or {}),
-        }
-        line |= {key: value for key, value in vars(record).items() if key not in _LEFT_OUT}
+        more = {key: value for key, value in vars(record).items() if key not in _LEFT_OUT}
         if record.exc_info and record.exc_info[1] is not None:
-            line |= describe(record.exc_info[1])
-        return orjson.dumps(line, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS).decode()
+            more |= describe(record.exc_info[1])
+        return _line(record.created, record.levelname, record.name, record.getMessage(), more)
+
+
+def tell(logger: logging.Logger, event: str, fields: dict[str, Any]) -> None:
+    """One line at INFO with these fields. Where `Lines` alone listens, as settings have it, it comes without a record
+    of logging's own, which costs as much as all else that a cached answer needs."""
+    if not logger.isEnabledFor(logging.INFO):
+        return
+    if (alone := _alone(logger)) is None:
+        logger.info(event, extra=fields)
+    else:
+        alone.keep(_line(time.time(), "INFO", logger.name, event, fields))
+
+
+def _alone(logger: logging.Logger) -> Lines | None:
+    """The `Lines` at the root, if nothing else listens to the logger."""
+    at: logging.Logger = logger
+    while not at.handlers and not at.filters and at.propagate and at.parent is not None:
+        at = at.parent
+    if at.parent is not None or at.filters or len(at.handlers) != 1:
+        return None
+    only = at.handlers[0]
+    if not isinstance(only, Lines) or type(only.formatter) is not JSONFormatter:
+        return None
+    return None if only.filters or only.level > logging.INFO else only
+
+
+def _line(at: float, level: str, logger: str, event: str, more: dict[str, Any]) -> str:
+    said = {"at": datetime.fromtimestamp(at, UTC), "level": level, "logger": logger, "event": event}
+    whole = {**said, **(_context.get() or {}), **more}
+    return orjson.dumps(whole, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS).decode()
 
 
 def describe(error: BaseException) -> dict[str, Any]:

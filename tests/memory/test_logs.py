@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Iterator
 
+import orjson
 import pytest
 
 from memory import logs
@@ -55,6 +56,35 @@ def test_a_warning_is_written_at_once_after_what_came_before_it(log, reader, mon
     assert reader.getvalue() == ""
     log.warning("two")
     assert reader.getvalue() == "one\ntwo\n"
+
+
+def test_what_is_told_is_the_line_that_logging_would_write(log, reader):
+    """The short way stands where `Lines` alone listens."""
+    log.handlers[0].setFormatter(logs.JSONFormatter())
+    root = logging.RootLogger(logging.INFO)
+    root.addHandler(log.handlers[0])
+    alone = logging.getLogger("test.lines.alone")
+    alone.parent = root
+    token = logs.begin("mine")
+    try:
+        logs.note(user_id="ann")
+        fields = {"status": 200, "ms": 1.5}
+        assert logs._alone(alone) is not None
+        logs.tell(alone, "request", fields)
+        alone.info("request", extra=fields)
+        alone.warning("over")
+    finally:
+        logs.end(token)
+    told, logged, _ = map(orjson.loads, reader.getvalue().splitlines())
+    assert list(told) == ["at", "level", "logger", "event", "request_id", "user_id", "status", "ms"]
+    assert told | {"at": ""} == logged | {"at": ""}
+
+
+def test_what_is_told_reaches_whoever_else_listens(log, caplog):
+    """A handler of somebody else's, here pytest's."""
+    with caplog.at_level(logging.INFO, logger="test.lines"):
+        logs.tell(log, "request", {"status": 200})
+    assert [(one.getMessage(), one.status) for one in caplog.records] == [("request", 200)]
 
 
 def test_what_is_kept_is_bounded(log, reader, monkeypatch):
