@@ -29,6 +29,7 @@ DELIVERY, FLIGHTS, GATE = (
 )
 OUTAGES = "tests/memory/api/test_outages.py"
 SESSIONS = "tests/memory/stm/test_search.py"
+PLATFORM = "tests/memory/backends/test_mem0_platform.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +336,24 @@ MUTANTS = (
         ".update(job_id=jobs[-1].job_id)",
         ".update(job_id=None)",
         "tests/memory/stm/test_extraction.py::test_c1_a_fact_is_found_once_before_while_and_after_its_extraction",
+    ),
+    Mutant(
+        "an add to the Platform acknowledged before its event has succeeded",
+        'if status == "SUCCEEDED":',
+        'if status in ("SUCCEEDED", "PENDING", "RUNNING"):',
+        f"{PLATFORM}::test_an_add_is_acknowledged_when_its_event_has_succeeded",
+    ),
+    Mutant(
+        "an event that has not ended taken as never sent",
+        'raise OriginTimeout("the add\'s event had not ended by the deadline", sent=True)',
+        'raise OriginTimeout("the add\'s event had not ended by the deadline", sent=False)',
+        f"{PLATFORM}::test_an_event_that_has_not_ended_by_the_deadline_is_of_unknown_outcome",
+    ),
+    Mutant(
+        "pages short of their count taken as complete",
+        'return list(rows.values()), len(rows) == answer["count"]',
+        "return list(rows.values()), True",
+        f"{PLATFORM}::test_a_listing_that_does_not_hold_what_was_counted_is_incomplete",
     ),
 )
 
