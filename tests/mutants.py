@@ -149,6 +149,18 @@ MUTANTS = (
         f"{DELIVERY}::test_a2_a_holder_that_lost_its_lane_records_nothing",
     ),
     Mutant(
+        "a call begun that the lane's lease might not outlast",
+        "if clock.now() >= begin_by:",
+        "if False:",
+        f"{DELIVERY}::test_a2_nothing_is_sent_that_the_lease_might_not_outlast",
+    ),
+    Mutant(
+        "a lane's lock that shuts out those who accept for it",
+        "Lane.objects.select_for_update(no_key=True).filter(",
+        "Lane.objects.select_for_update().filter(",
+        f"{DELIVERY}::test_a_write_is_accepted_while_a_delivery_of_its_lane_is_about_to_move_the_version",
+    ),
+    Mutant(
         "pending read after the version",
         "        unstored = _quietly(lambda: pending.current(pin, policy.generation))\n",
         "        early = _quietly(lambda: versions.current(pin, policy.generation))\n"
