@@ -49,10 +49,11 @@ else redis.call('DEL', KEYS[1]) end
 return 1
 """
 
+# The clock is read once: a floor above its own version would let nothing be filled.
 _MOVE = """
+WITH now AS (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS micros)
 INSERT INTO memory_pinversion AS p (project_id, kind, pin_id, version, floor)
-VALUES (%(project)s, %(kind)s, %(id)s, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
-        CASE WHEN %(floor)s THEN (extract(epoch FROM clock_timestamp()) * 1000000)::bigint ELSE 0 END)
+SELECT %(project)s, %(kind)s, %(id)s, micros, CASE WHEN %(floor)s THEN micros ELSE 0 END FROM now
 ON CONFLICT (project_id, kind, pin_id) DO UPDATE SET
     version = greatest(p.version + 1, excluded.version),
     floor = CASE WHEN %(floor)s THEN greatest(p.version + 1, excluded.version) ELSE p.floor END
