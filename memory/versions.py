@@ -41,7 +41,7 @@ redis.call('SET', KEYS[1], ARGV[2] .. ':' .. ARGV[3], 'PX', left)
 return 1
 """
 PUBLISH = """
-redis.call('DEL', KEYS[2])
+redis.call('DEL', unpack(KEYS, 2))
 local copy = redis.call('GET', KEYS[1])
 if copy and tonumber(string.match(copy, '^%d+')) >= tonumber(ARGV[1]) then return 1 end
 if tonumber(ARGV[3]) > 0 then redis.call('SET', KEYS[1], ARGV[1] .. ':' .. ARGV[2], 'PX', ARGV[3])
@@ -169,14 +169,16 @@ def move_all(project: int) -> None:
 
 
 def publish(moved: Sequence[Version]) -> bool:
-    """Tell Redis of committed versions; True when it has confirmed every one (PROTOCOL B7).
+    """Tell Redis of committed versions; True when it has confirmed every one (PROTOCOL B7). Copies of the pending sets
+    of before go in the same step: one of a deleted fact's job would show it again (C1).
 
     The generation is read after the commit: readers of a later one ask PostgreSQL after it too.
     """
     try:
         for version in moved:
             left = _lease_ms() - int((clock.now() - version.confirmed_at) * 1000)
-            names = _keys(version.pin, _generation(version.pin.project))
+            pin, generation = version.pin, _generation(version.pin.project)
+            names = [*_keys(pin, generation), keys.pending(pin, generation), keys.pending_token(pin, generation)]
             _script(PUBLISH)(keys=names, args=[version.number, version.floor, max(0, left)])
     except (redis.RedisError, DatabaseError):
         return False
