@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or 3.12; everything else comes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help up manage demo test conformance chaos mutants prove bench-stall bench-outage bench-agreement bench-stm bench-hit lint audit fmt clean
+.PHONY: help up manage demo test conformance chaos mutants prove bench-stall bench-outage bench-rebuild bench-agreement bench-stm bench-hit lint audit fmt clean
 
 PYTHON := .venv/bin/python
 INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -46,6 +46,9 @@ bench-stall: ## cached hits while Mem0 stands still, beside the same hits in qui
 
 bench-outage: ## Mem0's server away for a minute under load: what is answered, what is stored
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.outage $(ARGS)
+
+bench-rebuild: ## live traffic beside a rebuild of 5,000 users, and without it
+	@$(INSTALL) dev && exec $(PYTHON) -m bench.rebuild $(ARGS)
 
 bench-agreement: ## local ranking beside Mem0's own search, on the shared data
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.agreement $(ARGS)

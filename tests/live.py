@@ -68,18 +68,15 @@ class Live:
 
     def start(self, words: Sequence[str] = UP) -> Live:
         """Begin to start, without waiting for it."""
-        variables = {name: value for name, value in os.environ.items() if name not in OWN}
-        for name, server in self.servers.every.items() if self.servers else ():
+        for server in self.servers.every.values() if self.servers else ():
             if not server.process or server.process.exited() is not None:
                 server.start()
-            variables[name] = server.url
-        variables |= {"MEMSVC_HOME": str(self.home), "PORT": str(self.port), **self._env}
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._output.open("wb") as output:
             self.supervisor = subprocess.Popen(
                 words,
                 cwd=ROOT,
-                env=variables,
+                env=self._variables(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -144,6 +141,11 @@ class Live:
         Home(self.home).stop_leftovers()
         Home(self.home).remove()
 
+    def _variables(self) -> dict[str, str]:
+        variables = {name: value for name, value in os.environ.items() if name not in OWN}
+        variables |= {name: server.url for name, server in self.servers.every.items()} if self.servers else {}
+        return {**variables, "MEMSVC_HOME": str(self.home), "PORT": str(self.port), **self._env}
+
     # -- its parts ----------------------------------------------------------------------------------------------------
 
     @property
@@ -206,6 +208,10 @@ class Live:
     def url(self) -> str:
         """Where it listens."""
         return f"http://127.0.0.1:{self.port}"
+
+    def manage(self, *words: str) -> None:
+        """A command of manage.py beside it."""
+        subprocess.run([*UP[:-1], "manage", *words], cwd=ROOT, env=self._variables(), check=True)
 
     def ready(self) -> bool:
         """Whether /readyz answers 200."""

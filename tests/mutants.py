@@ -30,6 +30,7 @@ DELIVERY, FLIGHTS, GATE = (
 OUTAGES = "tests/memory/api/test_outages.py"
 SESSIONS = "tests/memory/stm/test_search.py"
 HOT = "tests/memory/api/test_hot.py"
+PLATFORM = "tests/memory/backends/test_mem0_platform.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +150,36 @@ MUTANTS = (
         f"{DELIVERY}::test_a2_a_holder_that_lost_its_lane_records_nothing",
     ),
     Mutant(
+        "a call begun that the lane's lease might not outlast",
+        "if clock.now() >= begin_by:",
+        "if False:",
+        f"{DELIVERY}::test_a2_nothing_is_sent_that_the_lease_might_not_outlast",
+    ),
+    Mutant(
+        "a lane's lock that shuts out those who accept for it",
+        "Lane.objects.select_for_update(no_key=True).filter(",
+        "Lane.objects.select_for_update().filter(",
+        f"{DELIVERY}::test_a_write_is_accepted_while_a_delivery_of_its_lane_is_about_to_move_the_version",
+    ),
+    Mutant(
         "pending read after the version",
         "        unstored = _quietly(lambda: pending.current(pin, policy.generation))\n",
         "        early = _quietly(lambda: versions.current(pin, policy.generation))\n"
         "        unstored = _quietly(lambda: pending.current(pin, policy.generation))\n"
         "        if early is not None:\n            return unstored, early\n",
         f"{PENDING}::test_no_fact_is_in_neither_while_a_job_ends",
+    ),
+    Mutant(
+        "a copy of the pending set that outlives a version",
+        "redis.call('DEL', unpack(KEYS, 2))",
+        "redis.call('DEL', KEYS[2])",
+        f"{PENDING}::test_c1_a_copy_that_outlived_its_job_goes_with_the_next_version",
+    ),
+    Mutant(
+        "a delete of what may still be shown as pending",
+        "    if _stored_lately(job, target).exists():\n        return True\n",
+        "",
+        f"{DELIVERY}::test_c1_what_readers_may_still_be_shown_as_pending_is_not_deleted_before",
     ),
     Mutant(
         "cut listing taken as complete",
@@ -373,6 +398,24 @@ MUTANTS = (
         ".update(job_id=jobs[-1].job_id)",
         ".update(job_id=None)",
         "tests/memory/stm/test_extraction.py::test_c1_a_fact_is_found_once_before_while_and_after_its_extraction",
+    ),
+    Mutant(
+        "an add to the Platform acknowledged before its event has succeeded",
+        'if status == "SUCCEEDED":',
+        'if status in ("SUCCEEDED", "PENDING", "RUNNING"):',
+        f"{PLATFORM}::test_an_add_is_acknowledged_when_its_event_has_succeeded",
+    ),
+    Mutant(
+        "an event that has not ended taken as never sent",
+        'raise OriginTimeout("the add\'s event had not ended by the deadline", sent=True)',
+        'raise OriginTimeout("the add\'s event had not ended by the deadline", sent=False)',
+        f"{PLATFORM}::test_an_event_that_has_not_ended_by_the_deadline_is_of_unknown_outcome",
+    ),
+    Mutant(
+        "pages short of their count taken as complete",
+        'return list(rows.values()), len(rows) == answer["count"]',
+        "return list(rows.values()), True",
+        f"{PLATFORM}::test_a_listing_that_does_not_hold_what_was_counted_is_incomplete",
     ),
 )
 

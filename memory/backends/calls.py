@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -17,7 +17,7 @@ from memory.backends.gate import Gate
 from memory.backends.transport import Reply, Transport
 from memory.clock import Deadline
 from memory.errors import OriginRateLimited, OriginRejected, OriginUnavailable
-from memory.types import Query
+from memory.types import Query, Scope
 
 ATTEMPTS = 3
 BACKOFF_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 2.0
@@ -140,6 +140,23 @@ def wanted_of(query: Query) -> dict[str, Any] | None:
     if not 1 <= query.top_k <= LIST_LIMIT or not 0 <= (query.threshold or 0) <= 1:
         raise OriginRejected("top_k must be 1 to 1000, threshold 0 to 1")
     return filters.for_search(query.scope, query.conditions())
+
+
+def facts(
+    scope: Scope, texts: Sequence[str], metadata: Mapping[str, Any], expiration_date: str | None
+) -> dict[str, Any]:
+    """The body of an add of texts as they are. OriginRejected for a date that is none."""
+    messages = [{"role": "user", "content": text} for text in texts]
+    body = {**forms.ids(scope), "messages": messages, "metadata": dict(metadata), "infer": False}
+    if expiration_date is not None:
+        body["expiration_date"] = forms.day(expiration_date)
+    return body
+
+
+def conversation(scope: Scope, messages: Sequence[Mapping[str, str]], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of an add that Mem0 is to extract facts from."""
+    said = [{"role": message["role"], "content": message["content"]} for message in messages]
+    return {**forms.ids(scope), "messages": said, "metadata": dict(metadata), "infer": True}
 
 
 def changes(

@@ -18,7 +18,7 @@ from memory import retry
 from memory.backends import answers, filters, forms
 from memory.backends.base import Backend
 from memory.backends.breaker import Guarded
-from memory.backends.calls import Caller, changes, wanted_of
+from memory.backends.calls import Caller, changes, conversation, facts, wanted_of
 from memory.backends.transport import Reply
 from memory.clock import Deadline
 from memory.errors import OriginError, OriginNotFound, OriginRejected, OriginTimeout, OriginUnavailable
@@ -110,10 +110,7 @@ class Mem0Platform(Caller):
         deadline: Deadline,
     ) -> list[Stored]:
         """See Backend."""
-        messages = [{"role": "user", "content": text} for text in texts]
-        body = {**forms.ids(scope), "messages": messages, "metadata": dict(metadata), "infer": False}
-        if expiration_date is not None:
-            body["expiration_date"] = forms.day(expiration_date)
+        body = facts(scope, texts, metadata, expiration_date)
         return _in_order(texts, self._added(body, deadline.at_most(self._timeout)))
 
     def extract(
@@ -124,8 +121,7 @@ class Mem0Platform(Caller):
         deadline: Deadline,
     ) -> list[Stored]:
         """See Backend."""
-        said = [{"role": message["role"], "content": message["content"]} for message in messages]
-        body = {**forms.ids(scope), "messages": said, "metadata": dict(metadata), "infer": True}
+        body = conversation(scope, messages, metadata)
         return self._added(body, deadline.at_most(self._extract_timeout))
 
     def update(

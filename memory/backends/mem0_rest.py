@@ -17,7 +17,7 @@ from memory import clock
 from memory.backends import answers, filters, forms
 from memory.backends.base import LIST_LIMIT, Backend
 from memory.backends.breaker import Guarded
-from memory.backends.calls import Caller, changes, wanted_of
+from memory.backends.calls import Caller, changes, conversation, facts, wanted_of
 from memory.clock import Deadline
 from memory.errors import (
     OriginError,
@@ -118,10 +118,7 @@ class Mem0REST(Caller):
         deadline: Deadline,
     ) -> list[Stored]:
         """See Backend."""
-        messages = [{"role": "user", "content": text} for text in texts]
-        body = {**forms.ids(scope), "messages": messages, "metadata": dict(metadata), "infer": False}
-        if expiration_date is not None:
-            body["expiration_date"] = forms.day(expiration_date)
+        body = facts(scope, texts, metadata, expiration_date)
         deadline = deadline.at_most(self._timeout)
         return answers.stored(self._write("POST", "/memories", deadline, body=body, embeds_first=len(texts) == 1))
 
@@ -133,8 +130,7 @@ class Mem0REST(Caller):
         deadline: Deadline,
     ) -> list[Stored]:
         """See Backend."""
-        said = [{"role": message["role"], "content": message["content"]} for message in messages]
-        body = {**forms.ids(scope), "messages": said, "metadata": dict(metadata), "infer": True}
+        body = conversation(scope, messages, metadata)
         deadline = deadline.at_most(self._extract_timeout)
         return answers.stored(self._write("POST", "/memories", deadline, body=body))
 

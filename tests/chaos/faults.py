@@ -12,13 +12,20 @@ from dataclasses import dataclass
 from memsvc.embedded import process
 from tests.chaos.history import now
 from tests.chaos.proxy import Trouble
-from tests.chaos.world import World
+from tests.chaos.world import SMALL, World
 from tests.fake_mem0 import Fault as Mem0Fault
 from tests.live import process_kill
 
 PARTS = ("web", "worker-deliver", "worker-warm", "worker-rebuild", "beat")
 SERVERS = ("postgres", "cache", "broker")
 LINKS = ("postgres", "cache", "broker", "mem0")
+LEASES = {
+    "worker-deliver": SMALL["LANE_LEASE_SECONDS"],
+    "worker-warm": SMALL["WARM_LEASE_SECONDS"],
+    "worker-rebuild": SMALL["WARM_LEASE_SECONDS"],
+}
+"""How long what a part holds stays its own while it stands still."""
+PAST_LEASE = "SIGSTOP past its lease"
 WRITES, READS = ("add", "update", "delete", "delete_all"), ("search", "list", "get")
 
 
@@ -34,13 +41,16 @@ class Planned:
 
 
 def plan(chance: random.Random, seconds: float) -> list[Planned]:
-    """One to three faults of different victims, all over before `seconds`."""
+    """One to three faults of different victims, all over before `seconds` but for those that outlast a lease."""
     made: dict[str, Planned] = {}
     for _ in range(chance.randint(1, 3)):
         name, begin, end = chance.choice(_KINDS)(chance)
         begins = chance.uniform(0.3, seconds / 2)
+        lasts = chance.uniform(0.5, seconds - begins - 0.2)
         victim = name.rpartition(" ")[2]
-        made.setdefault(victim, Planned(name, begins, chance.uniform(0.5, seconds - begins - 0.2), begin, end))
+        if name.startswith(PAST_LEASE):
+            begins, lasts = begins / 3, LEASES[victim] + 0.5
+        made.setdefault(victim, Planned(name, begins, lasts, begin, end))
     return list(made.values())
 
 
@@ -103,8 +113,14 @@ def _kill_one_web_process(chance: random.Random) -> Made:
 
 
 def _pause_part(chance: random.Random) -> Made:
-    name = chance.choice(PARTS)
+    return _paused("SIGSTOP", chance.choice(PARTS))
 
+
+def _outlast_lease(chance: random.Random) -> Made:
+    return _paused(PAST_LEASE, chance.choice(list(LEASES)))
+
+
+def _paused(how: str, name: str) -> Made:
     def begin(world: World) -> str:
         record = world.live.records().get(name)
         if record:
@@ -115,7 +131,7 @@ def _pause_part(chance: random.Random) -> Made:
         if name in world.live.records():
             world.live.signal(name, signal.SIGCONT)
 
-    return f"SIGSTOP {name}", begin, end
+    return f"{how} {name}", begin, end
 
 
 def _kill_server(chance: random.Random) -> Made:
@@ -200,6 +216,7 @@ _KINDS: tuple[Callable[[random.Random], Made], ...] = (
     _kill_part,
     _kill_one_web_process,
     _pause_part,
+    _outlast_lease,
     _kill_server,
     _pause_server,
     _kill_mem0,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
-from memory import delivery, identity, keys, metrics, versions, write
+from memory import db, delivery, identity, keys, metrics, pending, versions, write
+from memory.delivery import lanes
 from memory.errors import OriginRejected
 from memory.models import Attempt, Job, Lane, PinVersion
 from memory.tenancy.projects import policy
@@ -351,6 +354,51 @@ def test_a2_a_holder_that_lost_its_lane_records_nothing(mem0, ann):
     mem0.faults = [overtaken]
     assert run(job) == "lost"
     assert (fresh(job).state, fresh(job).results) == ("processing", [])
+
+
+def test_a2_nothing_is_sent_that_the_lease_might_not_outlast(mem0, ann, settings):
+    """As for a holder that stood still after it had looked at its lease."""
+    lease, settings.LANE_LEASE_SECONDS = settings.LANE_LEASE_SECONDS, settings.MEM0_REST_API_TIMEOUT
+    job = add(ann, "tea")
+    assert run(job) == "lost"
+    assert mem0.calls == []
+    settings.LANE_LEASE_SECONDS = lease
+    pass_time(job, lease)
+    run(job)
+    assert (fresh(job).state, mem0.texts("ann")) == ("completed", ["tea"])
+
+
+def test_a_write_is_accepted_while_a_delivery_of_its_lane_is_about_to_move_the_version(mem0, ann):
+    """The one holds the version's row and needs the lane's, the other the lane's and needs the version's."""
+    hold = lanes.claim(add(ann, "tea").lane_id)
+
+    def accepted() -> Job:
+        try:
+            return add(ann, "coffee")
+        finally:
+            db.release()
+
+    with ThreadPoolExecutor(1) as pool, transaction.atomic():
+        lanes.assert_held(hold)
+        assert pool.submit(accepted).result(timeout=10).state == "pending"
+
+
+@pytest.mark.parametrize("kind", ["delete", "delete_all"])
+def test_c1_what_readers_may_still_be_shown_as_pending_is_not_deleted_before(mem0, ann, dead_redis, settings, kind):
+    """Redis confirmed nothing: the fact would be found among the pending after its delete had completed."""
+    stored = add(ann, "tea")
+    run(stored)
+    memory_id = mem0.rows[0].id if kind == "delete" else None
+    deleting = write.accept(Write(kind, ann, {}, memory_id=memory_id), policy(ann.project)).job
+    assert run(deleting) == "waiting"
+    assert mem0.texts("ann") == ["tea"]
+    pass_time(stored, settings.VERSION_LEASE_SECONDS + versions.MARGIN_SECONDS)
+    delivery.complete_overdue()
+    pass_time(deleting, 1)
+    run(deleting)
+    assert fresh(deleting).state == "stored"
+    assert mem0.texts("ann") == []
+    assert pending.stored(ann.pin).items == ()
 
 
 def test_a_lane_lost_in_the_middle_is_finished_by_the_next_holder_without_a_second_copy(mem0, ann):

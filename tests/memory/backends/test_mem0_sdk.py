@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from memory.backends.mem0_sdk import Mem0SDK
 from memory.clock import Deadline
 from memory.errors import OriginRateLimited, OriginRejected, OriginTimeout, OriginUnavailable
 from memory.types import Query, Scope
+from tests.chat import Chat, chat
 
 ROOT = Path(__file__).resolve().parents[3]
 SECRET = "the safe opens with 8412"
@@ -103,47 +103,30 @@ def test_without_an_llm_the_users_messages_are_stored_as_they_are(sdk, ann):
 
 
 class LLM:
-    """A chat endpoint that answers what it is told to."""
+    """A chat endpoint that Mem0 in process is set to; `answers` are what it says next: (status, facts)."""
 
-    def __init__(self) -> None:
-        self.answers: list[tuple[int, Any]] = []
-        self.prompts: list[str] = []
-        outer = self
+    def __init__(self, endpoint: Chat) -> None:
+        self.answers: list[tuple[int, list[str]]] = []
+        self._endpoint = endpoint
+        endpoint.answer = self._next
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.prompts.append(json.dumps(body, ensure_ascii=False))
-                status, facts = outer.answers.pop(0)
-                said = json.dumps({"memory": [{"id": str(n), "text": fact} for n, fact in enumerate(facts)]})
-                choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
-                answer = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-                raw = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(raw)))
-                self.end_headers()
-                self.wfile.write(raw)
+    @property
+    def prompts(self) -> list[str]:
+        """What it was asked."""
+        return [json.dumps(body, ensure_ascii=False) for body in self._endpoint.asked]
 
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    def _next(self, body: object) -> tuple[int, str]:
+        status, facts = self.answers.pop(0)
+        return status, json.dumps({"memory": [{"id": str(n), "text": fact} for n, fact in enumerate(facts)]})
 
 
 @pytest.fixture
 def llm(sdk: Mem0SDK, settings) -> Iterator[LLM]:
-    """An LLM that Mem0 in process is set to."""
-    llm = LLM()
-    thread = threading.Thread(target=llm.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    settings.OPENAI_BASE_URL = f"http://127.0.0.1:{llm.server.server_port}/v1"
-    mem0_sdk.close()
-    yield llm
-    mem0_sdk.close()
-    llm.server.shutdown()
-    llm.server.server_close()
-    thread.join()
+    with chat() as endpoint:
+        settings.OPENAI_BASE_URL = endpoint.url
+        mem0_sdk.close()
+        yield LLM(endpoint)
+        mem0_sdk.close()
 
 
 def test_with_an_llm_its_facts_are_stored_under_the_job(sdk, ann, llm):
