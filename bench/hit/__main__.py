@@ -26,7 +26,7 @@ from uuid import UUID
 
 import orjson
 
-from bench.hit import load
+from bench.hit import load, steps
 from bench.services import servers
 from tests.live import free_port
 
@@ -83,6 +83,7 @@ def main() -> int:
     chosen = parser.parse_args()
     with servers(SETTINGS) as services, ExitStack() as started:
         key = _seed()
+        alone = steps.measure(key, {"user_id": _users()[0], "query": _question(_users()[0])}, BOUNDED)
         ports = {name: started.enter_context(_serving(name, services.cache.process)) for name in SERVERS}
         runs = [
             _run(contestant, ports[contestant.server], key, connections, chosen.seconds)
@@ -94,10 +95,12 @@ def main() -> int:
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()},
         "asked": {**vars(chosen), "users": USERS, "facts": FACTS},
+        "steps": alone,
         "runs": runs,
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(told, indent=1) + "\n")
+    steps.show(alone)
     return 0 if _show(runs) else 1
 
 
