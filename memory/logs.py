@@ -79,7 +79,7 @@ class Lines(logging.StreamHandler[TextIO]):
 
     def _forget(self) -> None:
         self._lines: deque[str] = deque()
-        self._writing = threading.Lock()
+        self._writing = threading.RLock()  # a signal may come while a line is written, and log another
         self._some = threading.Event()
         self._writer: threading.Thread | None = None
 
