@@ -341,7 +341,7 @@ MUTANTS = (
         "what a body asks known before Django, whoever sends it",
         "key = (caller.project, caller.user_id, raw)",
         "key = (caller.project, None, raw)",
-        f"{HOT}::test_nobody_can_tell_which_of_them_answered",
+        f"{HOT}::test_g1_a_body_that_another_has_sent_is_still_the_own_keys_question",
     ),
     Mutant(
         "a request counted twice against its key's limit",

@@ -356,6 +356,17 @@ def test_what_is_at_hand_needs_no_django(world: World, case: str) -> None:
     assert [line["layer"] for line in told["logged"]] == [layer]
 
 
+def test_g1_a_body_that_another_has_sent_is_still_the_own_keys_question(world: World) -> None:
+    about_ben = {"user_id": "ben", "query": "drink?"}
+    state = State(l0="current")
+    assert world.told(world.hot, Asked("every", about_ben), state)["status"] == "200 OK"
+    for key, status in (("of ann", "403 Forbidden"), ("elsewhere", "200 OK"), ("every", "200 OK")):
+        asked = Asked(key, about_ben)
+        told = world.told(world.hot, asked, state)
+        assert told["status"] == status
+        assert told == world.told(world.django, asked, state)
+
+
 @pytest.mark.parametrize("module", [keys, projects])
 def test_what_this_process_knows_of_keys_and_projects_is_as_fresh_as_for_the_view(world, monkeypatch, module):
     monkeypatch.setattr(module, "FRESH_SECONDS", 0.0)
