@@ -19,7 +19,7 @@ V = TypeVar("V")
 _HEADER = struct.Struct("!4sQQQBI")
 _MAGIC = b"ms1\n"
 _NOBODY = bytes(16)
-_RANKINGS: tuple[Ranking, ...] = ("upstream", "local")
+_RANKINGS: tuple[Ranking, ...] = ("upstream", "local", "hybrid", "reranked")
 FILL_MARGIN_US = 5_000_000
 """Nothing is filled this close to the moment it would expire (PROTOCOL B10)."""
 

@@ -21,8 +21,8 @@ KEPT = np.dtype("<f2")
 """float16: half of float32's bytes; on LoCoMo the ten best stay the ten best."""
 PAGE = 500
 """Rows of one INSERT: about 0.5 MB with 384 dimensions."""
-ROW_BYTES, TEXT_FACTOR = 1600, 4
-"""What a row costs in this process beside its vector: objects, and its text as written and lowered."""
+ROW_BYTES, TEXT_FACTOR = 1600, 12
+"""What a row costs in this process beside its vector: objects, and its text with the index of its words."""
 
 _UPSERT = """
 INSERT INTO memory_snapshotmemory AS m (snapshot_id, memory_id, text, text_hash, agent_id, run_id, metadata, digest,

@@ -68,7 +68,7 @@ def test_a_question_never_asked_before_is_ranked_here(layer, local, ann):
     version = warm(layer, ann, *FACTS)
     entry = layer.get(Query(ann, "Which pets do I have?"), version, local)
     assert texts(entry)[0] == "I keep two cats"
-    assert (entry.ranking, entry.version) == ("local", version.number)
+    assert (entry.ranking, entry.version) == ("hybrid", version.number)
 
 
 def test_a_vietnamese_fact_answers_an_english_question(layer, local, ann):
