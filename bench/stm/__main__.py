@@ -10,25 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import secrets
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path
 
-import django
-from django.core.management import call_command
-
-from memsvc.embedded.home import Home
-from memsvc.embedded.services import Services
+from bench.services import servers
 
 TABLES = ("context", "recall", "trips", "vietnamese", "tokens")
-CACHE_MB = 256
 SETTINGS = {
-    "DJANGO_SETTINGS_MODULE": "memsvc.settings",
     "LOCAL_SEARCH": "off",  # Mem0 itself answers
     "PROACTIVE_CACHE_ENABLED": "false",
     "STM_BUDGET_MS": "60000",  # what is found is measured, not how fast
@@ -44,7 +32,7 @@ def main() -> int:
     if unknown := set(chosen) - set(TABLES):
         parser.error(f"no such table: {' '.join(sorted(unknown))}")
     held = True
-    with servers():
+    with servers(SETTINGS):
         for name in chosen:
             table = import_module(f"bench.stm.{name}")
             figures = table.measure(project(name))
@@ -54,27 +42,6 @@ def main() -> int:
                 print(f"{'held' if kept else 'MISSED':>6}: {bound}")
             print(json.dumps({name: figures}), flush=True)
     return 0 if held else 1
-
-
-@contextmanager
-def servers() -> Iterator[None]:
-    """Servers of this run's own, and Django upon them."""
-    with tempfile.TemporaryDirectory(prefix="memsvc-bench-") as folder:
-        home = Home(Path(folder))
-        home.acquire()
-        services = Services(home, cache_mb=CACHE_MB, durable=False)
-        try:
-            for server in services.every.values():
-                server.start()
-            os.environ.update({name: server.url for name, server in services.every.items()})
-            os.environ.update({**home.environment(), **SETTINGS, "SECRET_KEY": secrets.token_hex(32)})
-            import_module("memsvc.celery")  # whatever sends tasks needs the app
-            django.setup()
-            call_command("migrate", verbosity=0)
-            yield
-        finally:
-            home.stop_leftovers()
-            home.remove()
 
 
 def project(name: str) -> int:
