@@ -42,8 +42,6 @@ class Wish:
 STRICT = Wish()
 REFRESH_SECONDS = 10.0
 """What a search in the background may take."""
-CANDIDATES = 60
-"""Memories Mem0 is asked for at least where they are ranked again: as many as it scores for ten."""
 SPARE_PART, SPARE_SECONDS = 0.1, 0.2
 """Of a deadline, what is kept from Mem0 to fall back on a copy in."""
 
@@ -114,7 +112,7 @@ def ask_mem0(query: Query, policy: Policy, deadline: Deadline) -> tuple[list[Mem
     Mem0 gave them and their words. OriginError."""
     if not policy.reranks:
         return stack.backend(policy).search(query, deadline), "upstream"
-    wide = replace(query, top_k=max(query.top_k, CANDIDATES))
+    wide = replace(query, top_k=max(query.top_k, rank.POOL_LEAST))
     found = stack.backend(policy).search(wide, deadline)
     ranked = rank.again(query.text, [(memory.text, memory.score or 0.0) for memory in found], query.top_k)
     return [replace(found[index], score=score) for index, score in ranked], "reranked"

@@ -384,8 +384,9 @@ def _rank(
     if embedder is None:
         ranked = rank.by_words(query.text, held.rows, query.top_k, today=today, among=among)
     else:
-        by = rank.hybrid if policy.ranking == "hybrid" else rank.like_upstream
-        text = rank.meant(query.text, held.rows) if by is rank.hybrid else query.text
+        text, by = query.text, rank.like_upstream
+        if policy.ranking == "hybrid":
+            text, by = rank.meant(text, held.rows), rank.hybrid
         if vector is None or text != query.text:
             vector = CachedEmbedder(embedder, query.scope.project).embed([text], "search")[0]
         ranked = by(
