@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -18,12 +18,12 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
-from cachewarm import chains, runs, steps, topics, warmset
+from cachewarm import chains, runs, steps, topics, unchanged, warmset
 from cachewarm.models import RebuildRun
 from cachewarm.steps import Limits
 from memory import clock, identity, outbox, stack, versions
 from memory.clock import Deadline
-from memory.errors import OriginError
+from memory.errors import LayerUnavailable, OriginError
 from memory.layers.l3_summaries import model
 from memory.models import MemoryUser, Project
 from memory.tenancy.projects import policy as policy_of
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 HANDED_SECONDS = 30
 """How long the message for the next batch may take before it counts as lost."""
 ENTITIES_TIMEOUT_SECONDS = 60.0
+PAGE_USERS = 500
+"""Users looked at together: most need nothing, and are passed over at once."""
 
 _CLAIM = """
 UPDATE cachewarm_rebuildrun SET fence = fence + 1, holder = %(holder)s,
@@ -77,6 +79,8 @@ class Work:
         default_factory=lambda: Limits(settings.WARM_UPSTREAM_BUDGET, Pace(settings.REBUILD_CALLS_PER_SECOND))
     )
     digests: dict[int, str] = field(default_factory=dict)
+    warmed: int = 0
+    """Users that it did something for."""
 
     @cached_property
     def made_by(self) -> str:
@@ -136,16 +140,17 @@ def begin(reason: str, *, full: bool = False) -> tuple[RebuildRun, bool]:
 
 
 def batch(rebuild_id: int) -> str:
-    """Work on one batch, then hand the rebuild on."""
+    """Warm one batch of users, and pass over those who need nothing; then hand the rebuild on."""
     work = claim(rebuild_id)
     if work is None:
         return "busy"
     try:
-        for _ in _users(work):
-            pass
+        for _ in _pages(work):
+            if work.warmed >= settings.REBUILD_BATCH_USERS:
+                break
     except LeaseLost:
         return "lost"
-    if _finish_if_over(work):
+    if work.run.state != "running":
         return work.run.state
     _hand_on(work)
     _send(rebuild_id)
@@ -153,10 +158,9 @@ def batch(rebuild_id: int) -> str:
 
 
 def run_here(work: Work) -> Iterator[RebuildRun]:
-    """Work on all batches in this process; yields the progress after each user. LeaseLost."""
+    """Work on all that is left in this process; yields the progress after each step. LeaseLost."""
     try:
-        while not _finish_if_over(work):
-            yield from _users(work)
+        yield from _pages(work)
     finally:
         _hand_on(work)
     yield work.run
@@ -195,17 +199,44 @@ def resume_abandoned() -> None:
 # -- one batch --------------------------------------------------------------------------------------------------------
 
 
-def _users(work: Work) -> Iterator[RebuildRun]:
-    users = _page(work.run)
-    for user in users:
-        if _renew(work):
-            return
-        _count(work.run, _rebuild(user, work))
-        yield work.run
-    if users:
+def _pages(work: Work) -> Iterator[RebuildRun]:
+    """Work until the rebuild has ended, or was asked to; the progress after each step."""
+    while not _renew(work) and (users := _page(work.run)):
+        yield from _users(users, work)
+        if work.run.stop_requested:
+            break
         last = users[-1]
         work.run.cursor = [last.active_at.isoformat(), last.pk]
         RebuildRun.objects.filter(pk=work.run.pk, fence=work.fence).update(cursor=work.run.cursor)
+    _finish(work)
+
+
+def _users(users: Sequence[MemoryUser], work: Work) -> Iterator[RebuildRun]:
+    spared = _spared(users, work)
+    if spared:
+        with transaction.atomic():
+            MemoryUser.objects.filter(pk__in=spared).update(rebuilt=work.run.pk)
+            _count(work.run, "unchanged", len(spared))
+        yield work.run
+    for user in users:
+        if user.pk in spared:
+            continue
+        if _renew(work):
+            return
+        _count(work.run, _rebuild(user, work))
+        work.warmed += 1
+        yield work.run
+
+
+def _spared(users: Sequence[MemoryUser], work: Work) -> set[int]:
+    """Those whom nothing has to be done for: asleep, or warm as far as can be told without a listing."""
+    asleep = {user.pk for user in users if _asleep(user)}
+    if work.run.full:
+        return asleep
+    try:
+        return asleep.union(unchanged.among([user.pk for user in users], work.made_by, work.run.totals))
+    except LayerUnavailable:
+        return asleep
 
 
 def _page(run: RebuildRun) -> list[MemoryUser]:
@@ -216,13 +247,15 @@ def _page(run: RebuildRun) -> list[MemoryUser]:
     if run.cursor is not None:
         active_at, pk = datetime.fromisoformat(run.cursor[0]), run.cursor[1]
         before = before.filter(Q(active_at__lt=active_at) | Q(active_at=active_at, pk__lt=pk))
-    size = settings.REBUILD_BATCH_USERS
-    return list(before.order_by("-active_at", "-pk")[:size]) or list(known.order_by("-active_at", "-pk")[:size])
+    for left in (before, known):
+        if users := list(left.order_by("-active_at", "-pk")[:PAGE_USERS]):
+            return users
+    return []
 
 
 def _rebuild(user: MemoryUser, work: Work) -> str:
     """One user: unchanged, completed, superseded or failed."""
-    if _asleep(user) or (not _must_list(user, work.run) and _is_warm(user, work)):
+    if not _must_list(user, work.run) and _is_warm(user, work):
         MemoryUser.objects.filter(pk=user.pk).update(rebuilt=work.run.pk)
         return "unchanged"
     warm = runs.claim_for(work.run.pk, user.project_id, user.user_id)
@@ -266,14 +299,15 @@ def _is_warm(user: MemoryUser, work: Work) -> bool:
     return all(steps.warm_now(warmset.of(scope), version, policy_of(user.project_id)))
 
 
-def _count(run: RebuildRun, outcome: str) -> None:
-    run.done += 1
-    run.unchanged += outcome == "unchanged"
-    run.failed += outcome == "failed"
+def _count(run: RebuildRun, outcome: str, users: int = 1) -> None:
+    unchanged_too, failed_too = users * (outcome == "unchanged"), users * (outcome == "failed")
+    run.done += users
+    run.unchanged += unchanged_too
+    run.failed += failed_too
     RebuildRun.objects.filter(pk=run.pk).update(
-        done=F("done") + 1,
-        unchanged=F("unchanged") + int(outcome == "unchanged"),
-        failed=F("failed") + int(outcome == "failed"),
+        done=F("done") + users,
+        unchanged=F("unchanged") + unchanged_too,
+        failed=F("failed") + failed_too,
     )
 
 
@@ -298,11 +332,8 @@ def _hand_on(work: Work) -> None:
     )
 
 
-def _finish_if_over(work: Work) -> bool:
-    stopped = _renew(work)
-    if not stopped and _page(work.run):
-        return False
-    work.run.state = "stopped" if stopped else "completed"
+def _finish(work: Work) -> None:
+    work.run.state = "stopped" if work.run.stop_requested else "completed"
     stack.L3.forget_inactive()
     runs.purge()
     work.run.warms.filter(state="running").update(state="failed", error="rebuild_stopped", ended_at=Now())
@@ -315,7 +346,6 @@ def _finish_if_over(work: Work) -> bool:
     )
     fields = {"outcome": work.run.state, "done": work.run.done, "failed": work.run.failed}
     log.info("rebuild ended", extra={**fields, "unchanged": work.run.unchanged})
-    return True
 
 
 def _send(rebuild_id: int) -> None:

@@ -54,7 +54,12 @@ def session_search(pin: Pin, generation: int, session_id: str, fingerprint: str)
 
 def result(pin: Pin, generation: int, fingerprint: str) -> str:
     """One L2 entry."""
-    return f"{tag(pin, generation)}:q:{fingerprint}"
+    return of_result(tag(pin, generation), fingerprint)
+
+
+def of_result(tagged: str, fingerprint: str) -> str:
+    """One L2 entry, by its pin's tag."""
+    return f"{tagged}:q:{fingerprint}"
 
 
 def flight(pin: Pin, generation: int, fingerprint: str, version: int) -> str:

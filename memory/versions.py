@@ -41,7 +41,7 @@ redis.call('SET', KEYS[1], ARGV[2] .. ':' .. ARGV[3], 'PX', left)
 return 1
 """
 PUBLISH = """
-redis.call('DEL', KEYS[2])
+redis.call('DEL', unpack(KEYS, 2))
 local copy = redis.call('GET', KEYS[1])
 if copy and tonumber(string.match(copy, '^%d+')) >= tonumber(ARGV[1]) then return 1 end
 if tonumber(ARGV[3]) > 0 then redis.call('SET', KEYS[1], ARGV[1] .. ':' .. ARGV[2], 'PX', ARGV[3])
@@ -49,10 +49,11 @@ else redis.call('DEL', KEYS[1]) end
 return 1
 """
 
+# The clock is read once: a floor above its own version would let nothing be filled.
 _MOVE = """
+WITH now AS (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS micros)
 INSERT INTO memory_pinversion AS p (project_id, kind, pin_id, version, floor)
-VALUES (%(project)s, %(kind)s, %(id)s, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
-        CASE WHEN %(floor)s THEN (extract(epoch FROM clock_timestamp()) * 1000000)::bigint ELSE 0 END)
+SELECT %(project)s, %(kind)s, %(id)s, micros, CASE WHEN %(floor)s THEN micros ELSE 0 END FROM now
 ON CONFLICT (project_id, kind, pin_id) DO UPDATE SET
     version = greatest(p.version + 1, excluded.version),
     floor = CASE WHEN %(floor)s THEN greatest(p.version + 1, excluded.version) ELSE p.floor END
@@ -168,14 +169,16 @@ def move_all(project: int) -> None:
 
 
 def publish(moved: Sequence[Version]) -> bool:
-    """Tell Redis of committed versions; True when it has confirmed every one (PROTOCOL B7).
+    """Tell Redis of committed versions; True when it has confirmed every one (PROTOCOL B7). Copies of the pending sets
+    of before go in the same step: one of a deleted fact's job would show it again (C1).
 
     The generation is read after the commit: readers of a later one ask PostgreSQL after it too.
     """
     try:
         for version in moved:
             left = _lease_ms() - int((clock.now() - version.confirmed_at) * 1000)
-            names = _keys(version.pin, _generation(version.pin.project))
+            pin, generation = version.pin, _generation(version.pin.project)
+            names = [*_keys(pin, generation), keys.pending(pin, generation), keys.pending_token(pin, generation)]
             _script(PUBLISH)(keys=names, args=[version.number, version.floor, max(0, left)])
     except (redis.RedisError, DatabaseError):
         return False

@@ -169,6 +169,18 @@ MUTANTS = (
         f"{PENDING}::test_no_fact_is_in_neither_while_a_job_ends",
     ),
     Mutant(
+        "a copy of the pending set that outlives a version",
+        "redis.call('DEL', unpack(KEYS, 2))",
+        "redis.call('DEL', KEYS[2])",
+        f"{PENDING}::test_c1_a_copy_that_outlived_its_job_goes_with_the_next_version",
+    ),
+    Mutant(
+        "a delete of what may still be shown as pending",
+        "    if _stored_lately(job, target).exists():\n        return True\n",
+        "",
+        f"{DELIVERY}::test_c1_what_readers_may_still_be_shown_as_pending_is_not_deleted_before",
+    ),
+    Mutant(
         "cut listing taken as complete",
         "complete=len(memories) < LIST_LIMIT)",
         "complete=True)",

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 
 from memory import db, erase, write
 from memory.backends.base import Backend
@@ -29,9 +29,11 @@ MOST_RESULTS = 1000
 
 
 def blocked(job: Job) -> bool:
-    """Whether a job of lower number in another lane has to end first (PROTOCOL A3). Waiting only ever for lower
-    numbers, no two jobs wait for each other."""
+    """Whether a job of lower number has to end first: one in another lane (PROTOCOL A3), or one that stored what this
+    one deletes (C1). Waiting only ever for lower numbers, no two jobs wait for each other."""
     target = write.scope(job)
+    if _stored_lately(job, target).exists():
+        return True
     lower = Job.objects.filter(project_id=job.project_id, number__lt=job.number, state__in=SENDABLE)
     elsewhere = lower.exclude(lane_id=job.lane_id)
     if job.kind == DELETE_ALL:
@@ -40,6 +42,15 @@ def blocked(job: Job) -> bool:
         return False  # a delete of what only its own user has is in its own lane
     named = (_names("agent_id", target.agent_id), _names("run_id", target.run_id))
     return elsewhere.filter(*named, kind=DELETE_ALL, user_id=None).exists()
+
+
+def _stored_lately(job: Job, target: Scope) -> QuerySet[Job]:
+    """Jobs whose facts a delete takes away while readers may still be shown them as pending: deleted now, they would be
+    among the pending and nowhere else."""
+    stored = Job.objects.filter(project_id=job.project_id, number__lt=job.number, state="stored")
+    if job.kind == "delete":
+        return stored.filter(results__contains=[{"id": job.memory_id}], **target.ids())
+    return stored.filter(**target.ids()) if job.kind == DELETE_ALL else stored.none()
 
 
 def note(job: Job, listing: Listing) -> None:

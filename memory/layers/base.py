@@ -82,6 +82,11 @@ def pack(entry: Entry) -> bytes:
     return header + entry.jobs + entry.results
 
 
+def head(version: int) -> bytes:
+    """What an entry of this version begins with when stored."""
+    return _HEADER.pack(_MAGIC, version, 0, 0, 0, 0)[:12]
+
+
 def unpack(layer: str, stored: bytes) -> Entry:
     """The entry in stored bytes; LayerCorrupt when they are none."""
     try:

@@ -13,7 +13,7 @@ from django.conf import settings
 from memory import clock, flights, keys, pending, versions
 from memory.clock import Deadline
 from memory.errors import LayerCorrupt, LayerUnavailable
-from memory.layers.base import fillable, pack, unpack
+from memory.layers.base import fillable, head, pack, unpack
 from memory.pending import Pending
 from memory.redis_client import cache
 from memory.types import Entry, Query, Version
@@ -31,6 +31,18 @@ if copy then
   if tonumber(version) > tonumber(ARGV[2]) or tonumber(floor) > tonumber(ARGV[2]) then return 0 end
 end
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[3])
+return 1
+"""
+
+
+# Whether every entry stands at one version, may be served and lives on for a while. ARGV: what such an entry begins
+# with, the milliseconds, the highest ranking that is served. One that dies with a memory in it does not count.
+_STAND = """
+for _, key in ipairs(KEYS) do
+  local head = redis.call('GETRANGE', key, 0, 28)
+  if string.sub(head, 1, 12) ~= ARGV[1] or string.sub(head, 21, 28) ~= string.rep('\\0', 8)
+    or string.byte(head, 29) > tonumber(ARGV[3]) or redis.call('PTTL', key) <= tonumber(ARGV[2]) then return 0 end
+end
 return 1
 """
 
@@ -115,6 +127,18 @@ class ResultLayer:
             raise LayerUnavailable(NAME, type(error).__name__) from error
         pairs = zip(listed, answers[::2], answers[1::2], strict=True)
         return [(self._unpack(query, generation, stored) if stored else None, left) for query, stored, left in pairs]
+
+    def stand(self, wanted: Iterable[tuple[int, Sequence[str]]], milliseconds: int, *, local: bool) -> list[bool]:
+        """For each version and the keys of some entries, whether all of them stand at it for longer than that, none of
+        them to expire before by a memory's date; without `local` none that was ranked here. LayerUnavailable."""
+        check = cache().register_script(_STAND)
+        pipe = cache().pipeline(transaction=False)
+        for version, names in wanted:
+            check(keys=names, args=[head(version), milliseconds, int(local)], client=pipe)
+        try:
+            return [bool(answer) for answer in pipe.execute()]
+        except redis.RedisError as error:
+            raise LayerUnavailable(NAME, type(error).__name__) from error
 
     def drop(self, query: Query, generation: int) -> None:
         """Remove one entry."""

@@ -159,7 +159,7 @@ class Supervisor:
             python("web", "granian", *web, "memsvc.wsgi:application"),
             worker("deliver", settings.DELIVER_THREADS),
             worker("warm", settings.WARM_THREADS),
-            worker("rebuild", settings.REBUILD_THREADS, nice=10),
+            worker("rebuild", settings.REBUILD_THREADS, nice=19),
             # Nobody waits for beat, not even a start.
             python("beat", "celery", "-A", "memsvc.celery", "beat", "--pidfile", "", "--loglevel", "WARNING", nice=15),
         ]

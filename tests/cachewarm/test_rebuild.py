@@ -14,19 +14,22 @@ from io import StringIO
 from typing import Any
 
 import pytest
+from django.conf import settings as django_settings
 from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from cachewarm import rebuild, warmset
+from cachewarm import learned, rebuild, warmset
 from cachewarm.models import RebuildRun, Topic, WarmRun
 from memory import delivery, read, versions, write
 from memory.clock import Deadline
 from memory.errors import OriginUnavailable
 from memory.models import MemoryUser, Snapshot
+from memory.tenancy import projects
 from memory.tenancy.projects import policy
-from memory.types import Scope
+from memory.types import Query, Scope
 from memory.write import Write
 from tests.live import ROOT, eventually
 
@@ -34,11 +37,12 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture(autouse=True)
-def small(redis, settings, project):
+def small(redis, settings, project, monkeypatch):
     settings.LOCAL_SEARCH = "on"
     settings.PROACTIVE_CACHE_ENABLED = False
     settings.REBUILD_CALLS_PER_SECOND = 100_000
     settings.REBUILD_BATCH_USERS = 3
+    monkeypatch.setattr(rebuild, "PAGE_USERS", 3)
     Topic.objects.exclude(name="pet").delete()
 
 
@@ -172,6 +176,86 @@ def test_over_rest_listing_is_spared_where_mem0s_totals_are_as_before(mem0, proj
     assert not begun.full
     assert set(mem0.calls) == {"list"}
     assert list(WarmRun.objects.filter(rebuild=begun).values_list("user_id", flat=True)) == ["ben"]
+
+
+def lightly() -> RebuildRun:
+    """A rebuild that lists nobody without a reason."""
+    begun, _ = rebuild.begin("beat")
+    assert not begun.full
+    for _ in rebuild.run_here(rebuild.claim(begun.pk)):
+        pass
+    begun.refresh_from_db()
+    return begun
+
+
+def test_over_rest_whoever_is_warm_costs_neither_a_listing_nor_statements_of_their_own(
+    mem0, project, settings, monkeypatch
+):
+    settings.REBUILD_FULL_EVERY = 8
+    monkeypatch.setattr(rebuild, "PAGE_USERS", 100)
+    know(project, *(f"u{number}" for number in range(4)))
+    run()
+    with CaptureQueriesContext(connection) as few:
+        assert lightly().unchanged == 4
+    know(project, *(f"v{number}" for number in range(8)))
+    run()
+    mem0.calls.clear()
+    with CaptureQueriesContext(connection) as many:
+        done = lightly()
+    assert (done.done, done.unchanged, "list" in mem0.calls) == (12, 12, False)
+    assert len(many) < len(few) + 8
+
+
+def moved(mem0, scope: Scope, redis) -> None:
+    with transaction.atomic():
+        versions.publish(versions.move(scope.pins()))
+
+
+def shortened(mem0, scope: Scope, redis) -> None:
+    redis.expire(redis.keys("*:q:*")[0], django_settings.REBUILD_PERIOD_SECONDS - 1)
+
+
+def asked(mem0, scope: Scope, redis) -> None:
+    learned.note(Query(scope, "Where do my cats sleep?"))
+    learned.save()
+
+
+def another_policy(mem0, scope: Scope, redis) -> None:
+    projects.move_generation(scope.project)
+    projects.forget()
+
+
+CHANGES = {
+    "topics": lambda *_: Topic.objects.update(questions="Which animals live with the user?"),
+    "a failed warm": lambda *_: MemoryUser.objects.update(warm_failure="origin_timeout"),
+    "a write": moved,
+    "an empty Redis": lambda mem0, scope, redis: redis.flushall(),
+    "an answer that ends soon": shortened,
+    "a new question": asked,
+    "another policy": another_policy,
+    "written by others": lambda mem0, scope, redis: mem0.store(scope, "written by others"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_over_rest_too_whoever_is_no_longer_warm_is_warmed(mem0, project, settings, redis, change):
+    settings.REBUILD_FULL_EVERY = 8
+    (ann,) = know(project, "ann")
+    mem0.store(ann, "I keep two cats")
+    run()
+    assert lightly().unchanged == 1
+    CHANGES[change](mem0, ann, redis)
+    assert lightly().unchanged == 0
+    assert lightly().unchanged == 1
+    assert set(layers(ann)) == {"L2"}
+
+
+def test_over_rest_an_answer_that_expires_with_a_memory_of_its_own_is_kept_until_then(mem0, project, settings):
+    settings.REBUILD_FULL_EVERY = 8
+    (ann,) = know(project, "ann")
+    mem0.store(ann, "I keep two cats", expiration_date="2100-01-01")
+    run()
+    assert lightly().unchanged == 1
 
 
 def test_over_rest_every_so_many_rebuilds_list_everybody(mem0, project, settings):

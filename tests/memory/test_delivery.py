@@ -10,7 +10,7 @@ from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
-from memory import db, delivery, identity, keys, metrics, versions, write
+from memory import db, delivery, identity, keys, metrics, pending, versions, write
 from memory.delivery import lanes
 from memory.errors import OriginRejected
 from memory.models import Attempt, Job, Lane, PinVersion
@@ -381,6 +381,24 @@ def test_a_write_is_accepted_while_a_delivery_of_its_lane_is_about_to_move_the_v
     with ThreadPoolExecutor(1) as pool, transaction.atomic():
         lanes.assert_held(hold)
         assert pool.submit(accepted).result(timeout=10).state == "pending"
+
+
+@pytest.mark.parametrize("kind", ["delete", "delete_all"])
+def test_c1_what_readers_may_still_be_shown_as_pending_is_not_deleted_before(mem0, ann, dead_redis, settings, kind):
+    """Redis confirmed nothing: the fact would be found among the pending after its delete had completed."""
+    stored = add(ann, "tea")
+    run(stored)
+    memory_id = mem0.rows[0].id if kind == "delete" else None
+    deleting = write.accept(Write(kind, ann, {}, memory_id=memory_id), policy(ann.project)).job
+    assert run(deleting) == "waiting"
+    assert mem0.texts("ann") == ["tea"]
+    pass_time(stored, settings.VERSION_LEASE_SECONDS + versions.MARGIN_SECONDS)
+    delivery.complete_overdue()
+    pass_time(deleting, 1)
+    run(deleting)
+    assert fresh(deleting).state == "stored"
+    assert mem0.texts("ann") == []
+    assert pending.stored(ann.pin).items == ()
 
 
 def test_a_lane_lost_in_the_middle_is_finished_by_the_next_holder_without_a_second_copy(mem0, ann):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from django.db import transaction
 
 from memory import delivery, keys, pending, read, versions, write
 from memory.clock import Deadline
@@ -64,6 +65,21 @@ def test_an_old_copy_is_not_stored_over_a_newer_state(mem0, ann, redis):
     accept(ann, "tea")
     redis.register_script(pending._STORE)(keys=names, args=[token, pending._pack(nothing)])
     assert texts(ann) == ["tea"]
+
+
+def test_c1_a_copy_that_outlived_its_job_goes_with_the_next_version(mem0, ann, redis):
+    """Redis never confirmed the end of a fact's job, and the fact is deleted: its copy must not show it again."""
+    job = accept(ann, "tea")
+    assert texts(ann) == ["tea"]
+    names = [keys.pending(ann.pin, 1), keys.pending_token(ann.pin, 1)]
+    copy = redis.get(names[0])
+    delivery.deliver(job.lane_id)
+    redis.mset(dict(zip(names, [copy, b"somebody still reads"], strict=True)))
+    with transaction.atomic():
+        moved = versions.move(ann.pins(), floor=True)
+    assert versions.publish(moved)
+    assert redis.mget(names) == [None, None]
+    assert texts(ann) == []
 
 
 def test_a_late_reader_cannot_store_under_anothers_token(mem0, ann, redis):

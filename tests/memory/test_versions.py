@@ -49,6 +49,11 @@ def test_a_version_is_never_one_that_was_before_a_restore(redis, pin):
     assert move(pin)[0].number not in (first, lost)
 
 
+def test_a_floor_that_comes_with_the_first_version_is_not_above_it(redis, pin):
+    version = move(pin, floor=True)[0]
+    assert version.floor == version.number
+
+
 def test_a_pin_never_written_has_version_zero(redis, pin):
     assert versions.current(pin, 1).number == 0
 
