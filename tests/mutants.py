@@ -175,10 +175,10 @@ MUTANTS = (
         f"{PENDING}::test_c1_a_copy_that_outlived_its_job_goes_with_the_next_version",
     ),
     Mutant(
-        "a delete of what may still be shown as pending",
+        "a delete or change of what may still be shown as pending",
         "    if _stored_lately(job, target).exists():\n        return True\n",
         "",
-        f"{DELIVERY}::test_c1_what_readers_may_still_be_shown_as_pending_is_not_deleted_before",
+        f"{DELIVERY}::test_c1_what_readers_may_still_be_shown_as_pending_stays_until_then",
     ),
     Mutant(
         "cut listing taken as complete",

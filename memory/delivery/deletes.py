@@ -30,7 +30,7 @@ MOST_RESULTS = 1000
 
 def blocked(job: Job) -> bool:
     """Whether a job of lower number has to end first: one in another lane (PROTOCOL A3), or one that stored what this
-    one deletes (C1). Waiting only ever for lower numbers, no two jobs wait for each other."""
+    one deletes or changes (C1). Waiting only ever for lower numbers, no two jobs wait for each other."""
     target = write.scope(job)
     if _stored_lately(job, target).exists():
         return True
@@ -45,12 +45,13 @@ def blocked(job: Job) -> bool:
 
 
 def _stored_lately(job: Job, target: Scope) -> QuerySet[Job]:
-    """Jobs whose facts a delete takes away while readers may still be shown them as pending: deleted now, they would be
-    among the pending and nowhere else."""
-    stored = Job.objects.filter(project_id=job.project_id, number__lt=job.number, state="stored")
-    if job.kind == "delete":
-        return stored.filter(results__contains=[{"id": job.memory_id}], **target.ids())
-    return stored.filter(**target.ids()) if job.kind == DELETE_ALL else stored.none()
+    """Jobs whose facts this one deletes or changes while readers may still be shown them as pending: done now, what was
+    is among the pending and nowhere else."""
+    lower = Job.objects.filter(project_id=job.project_id, number__lt=job.number, **target.ids())
+    stored = lower.filter(state="stored", kind__in=("add", "extract"))
+    if job.kind in ("update", "delete"):
+        return stored.filter(results__contains=[{"id": job.memory_id}])
+    return stored if job.kind == DELETE_ALL else stored.none()
 
 
 def note(job: Job, listing: Listing) -> None:

@@ -53,6 +53,8 @@ class Read:
     answered: float
     status: int
     texts: list[str] = field(default_factory=list)
+    pending: list[str] = field(default_factory=list)
+    """Those of them that were shown as on their way to Mem0."""
     meta: dict[str, Any] = field(default_factory=dict)
 
 

@@ -46,7 +46,8 @@ def _fresh(read: Read, history: History) -> Iterator[str]:
             if _surely_there(fact, history, person, since, read.answered) and fact.text not in shown:
                 yield f"{name}: {read.consistency} from {read.meta['layer']} misses {fact.text!r}: {read.meta}"
             if fact.deleted is not None and fact.deleted < since and fact.text in shown:
-                yield f"{name}: {read.consistency} from {read.meta['layer']} shows deleted {fact.text!r}: {read.meta}"
+                how = "pending" if fact.text in read.pending else read.meta["layer"]
+                yield f"{name}: {read.consistency} from {how} shows deleted {fact.text!r}: {read.meta}"
     for fact in history.facts[person]:
         if fact.text in shown and _surely_erased(fact, history, person, read.sent):
             yield f"G6: {read.consistency} from {read.meta['layer']} shows the erased {fact.text!r}: {read.meta}"

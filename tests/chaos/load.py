@@ -143,6 +143,7 @@ class Load:
         told = answer.json()
         if answer.status_code == 200:
             read.texts, read.meta = [row["memory"] for row in told["results"]], told["meta"]
+            read.pending = [row["memory"] for row in told["results"] if row["pending"]]
         with self.history.lock:
             self.history.reads.append(read)
         return told if answer.status_code == 200 else None

@@ -383,21 +383,22 @@ def test_a_write_is_accepted_while_a_delivery_of_its_lane_is_about_to_move_the_v
         assert pool.submit(accepted).result(timeout=10).state == "pending"
 
 
-@pytest.mark.parametrize("kind", ["delete", "delete_all"])
-def test_c1_what_readers_may_still_be_shown_as_pending_is_not_deleted_before(mem0, ann, dead_redis, settings, kind):
-    """Redis confirmed nothing: the fact would be found among the pending after its delete had completed."""
+@pytest.mark.parametrize(("kind", "left"), [("delete", []), ("delete_all", []), ("update", ["coffee"])])
+def test_c1_what_readers_may_still_be_shown_as_pending_stays_until_then(mem0, ann, dead_redis, settings, kind, left):
+    """Redis confirmed nothing: what was would be found among the pending after its end had been confirmed."""
     stored = add(ann, "tea")
     run(stored)
-    memory_id = mem0.rows[0].id if kind == "delete" else None
-    deleting = write.accept(Write(kind, ann, {}, memory_id=memory_id), policy(ann.project)).job
-    assert run(deleting) == "waiting"
+    payload, memory_id = {"text": "coffee"} if kind == "update" else {}, mem0.rows[0].id
+    again = Write(kind, ann, payload, memory_id=None if kind == "delete_all" else memory_id)
+    job = write.accept(again, policy(ann.project)).job
+    assert run(job) == "waiting"
     assert mem0.texts("ann") == ["tea"]
     pass_time(stored, settings.VERSION_LEASE_SECONDS + versions.MARGIN_SECONDS)
     delivery.complete_overdue()
-    pass_time(deleting, 1)
-    run(deleting)
-    assert fresh(deleting).state == "stored"
-    assert mem0.texts("ann") == []
+    pass_time(job, 1)
+    run(job)
+    assert fresh(job).state == "stored"
+    assert mem0.texts("ann") == left
     assert pending.stored(ann.pin).items == ()
 
 
