@@ -331,9 +331,7 @@ def _degraded(query: Query, policy: Policy, version: Version, trip: Trip | None,
 def served(entry: Entry, policy: Policy) -> bool:
     """Whether the project's policy lets an entry be served: one ranked here only where that is on, and as it says
     (PROTOCOL C3)."""
-    if entry.ranking == "reranked":
-        return policy.reranks
-    return entry.ranking == "upstream" or (policy.local_search == "on" and entry.ranking == policy.ranking)
+    return entry.ranking in policy.served
 
 
 def _copy(trip: Trip | None, policy: Policy) -> Entry | None:

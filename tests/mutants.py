@@ -244,14 +244,14 @@ MUTANTS = (
     ),
     Mutant(
         "an answer of another ranking served",
-        'policy.local_search == "on" and entry.ranking == policy.ranking',
-        'policy.local_search == "on"',
+        "return entry.ranking in policy.served",
+        'return entry.ranking == "upstream" or policy.local_search == "on"',
         "tests/memory/layers/test_l3_summaries.py::test_c3_a_ranking_by_another_policy_is_not_served",
     ),
     Mutant(
         "an answer ranked again served under another ranking",
-        "        return policy.reranks\n",
-        "        return True\n",
+        '"reranked") if self.reranks else ("upstream", self.ranking)',
+        '"reranked")',
         f"{READ}::test_c3_an_answer_of_another_ranking_is_not_served_once_the_setting_has_changed",
     ),
     # -- of the same kind, beyond the protocol's own list -------------------------------------------------------------

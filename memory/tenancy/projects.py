@@ -55,6 +55,13 @@ class Policy:
         """Whether what Mem0 finds is ranked again: only where all of a project's answers may be ranked here."""
         return self.local_search == "on" and self.local_ranking == "hybrid"
 
+    @property
+    def served(self) -> tuple[Ranking, ...]:
+        """The rankings whose answers may be served from a cache (PROTOCOL C3)."""
+        if self.local_search != "on":
+            return ("upstream",)
+        return ("upstream", self.ranking, "reranked") if self.reranks else ("upstream", self.ranking)
+
 
 _known: dict[int, tuple[Policy, float]] = {}
 _lock = threading.Lock()
