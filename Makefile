@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or 3.12; everything else comes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help up manage demo test conformance chaos mutants prove bench-stall bench-outage bench-rebuild bench-agreement bench-stm bench-hit lint audit fmt clean
+.PHONY: help up manage demo test conformance chaos mutants prove bench-stall bench-outage bench-rebuild bench-agreement bench-quality bench-stm bench-hit lint audit fmt clean
 
 PYTHON := .venv/bin/python
 INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -52,6 +52,9 @@ bench-rebuild: ## live traffic beside a rebuild of 5,000 users, and without it
 
 bench-agreement: ## local ranking beside Mem0's own search, on the shared data
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.agreement $(ARGS)
+
+bench-quality: ## every ranking beside Mem0's own search: how well it finds what answers, in English and Vietnamese
+	@$(INSTALL) dev && exec $(PYTHON) -m bench.quality $(ARGS)
 
 bench-stm: ## short-term memory: its context, recall of either memory and both, round trips, Vietnamese
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.stm $(ARGS)

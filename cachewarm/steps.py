@@ -16,7 +16,7 @@ from memory.clock import Deadline
 from memory.embedders.base import Vectors
 from memory.layers.base import encode
 from memory.layers.l1_vectors import CachedEmbedder
-from memory.read import served
+from memory.read import ask_mem0, served
 from memory.tenancy.projects import Policy
 from memory.tenancy.projects import policy as policy_of
 from memory.types import Entry, Query, Scope, Version
@@ -115,8 +115,8 @@ def _lasts(entry: Entry, version: Version, rules: Policy, store_now: int) -> boo
 def _search(query: Query, version: Version, rules: Policy) -> Entry:
     db.release()
     with gate.warming():
-        found = stack.backend(rules).search(query, Deadline.after(settings.MEM0_REST_API_TIMEOUT))
-    return encode(found, version=version.number, as_of=0, ranking="upstream")
+        found, ranking = ask_mem0(query, rules, Deadline.after(settings.MEM0_REST_API_TIMEOUT))
+    return encode(found, version=version.number, as_of=0, ranking=ranking)
 
 
 def _embed(project_id: int, queries: Sequence[Query]) -> dict[str, Vectors]:

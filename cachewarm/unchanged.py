@@ -59,8 +59,7 @@ def _answered(project: int, standing: Sequence[tuple[int, Pin, int, list[str]]])
         tag = keys.tag(pin, rules.generation)
         wanted.append((version, [keys.of_result(tag, each) for each in dict.fromkeys([*learned, *general])]))
     least = settings.REBUILD_PERIOD_SECONDS * 1000
-    local = rules.local_search == "on"
     held: list[bool] = []
     for start in range(0, len(wanted), CHUNK):
-        held += stack.L2.stand(wanted[start : start + CHUNK], least, local=local)
+        held += stack.L2.stand(wanted[start : start + CHUNK], least, rules.served)
     return [key for (key, *_), stands in zip(standing, held, strict=True) if stands]

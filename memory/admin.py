@@ -22,6 +22,7 @@ from memory.admin_login import ThrottledLogin
 from memory.admin_sessions import SessionAdmin
 from memory.api.fields import Ident, Wrong
 from memory.models import ApiKey, Attempt, Erasure, Job, Project
+from memory.models.projects import LOCAL_RANKING
 from memory.tenancy import keys, projects, upstreams
 
 __all__ = ["ApiKeyAdmin", "JobAdmin", "ProjectAdmin", "SessionAdmin"]
@@ -41,6 +42,7 @@ class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
         help_text="Of the upstream above. Never shown again; left empty it stays, and without an upstream it goes.",
     )
+    local_ranking = forms.ChoiceField(required=False, choices=LOCAL_RANKING)
 
     def clean_upstream_url(self) -> str:
         """An address that a project may have."""

@@ -228,7 +228,8 @@ def _judge(entry: Entry, version: Version, policy: Policy, *, ended: bool) -> Ve
     if ended:
         return Verdict("miss", "expired: a memory in it has reached its expiration date")
     if not served(entry, policy):
-        return Verdict("off", f"policy off: ranked here, and local_search is {policy.local_search}")
+        rules = f"local_search is {policy.local_search} and local_ranking {policy.local_ranking}"
+        return Verdict("off", f"policy off: ranking {entry.ranking}, where {rules}")
     return Verdict("hit", "version equal")
 
 
@@ -332,7 +333,7 @@ def _from_rows(
         age=(rows.read_at - rows.built_at) / 1e6,
         bytes=rows.bytes,
         count=len(rows.memories),
-        ranking="local",
+        ranking=policy.ranking,
         first=_first(entry) if entry else (),
     )
 

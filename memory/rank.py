@@ -1,15 +1,15 @@
 """Ranking a user's own memories in this process. Pure functions: no store, no clock, no embedder.
 
 `like_upstream` gives Mem0's own order over the same vectors: cosine, and a little more for memories that hold every
-word of the question. `by_words` ranks where there are no vectors.
+word of the question. `hybrid` finds more of what answers it, by vectors and words together. `by_words` ranks where
+there are no vectors.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from functools import cached_property
@@ -19,8 +19,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from memory import accents
 from memory import text as texts
-from memory.accents import Spelling
 from memory.embedders.base import Vectors
 from memory.types import MEM0_KEYS, Memory
 
@@ -35,6 +35,14 @@ POOL_FACTOR, POOL_LEAST = 4, 60
 SIGMOIDS = ((3, 5.0, 0.7), (6, 7.0, 0.6), (9, 9.0, 0.5), (15, 10.0, 0.5), (math.inf, 12.0, 0.5))
 COVER_WEIGHT = 0.1
 """What PostgreSQL's ts_rank_cd gives a word of weight D."""
+WORD_WEIGHT = 7.0
+"""In `hybrid`, what holding every word of the question is worth as it is written, and once more without accents: so
+many standard deviations of the cosines. Measured: docs/decisions/0016."""
+STEM = 5
+"""Letters by which two words are one in `hybrid`: travel, travels and travelling."""
+KNOWN = 1 / 3
+"""Share of a question's words below which it is in another language than the rows, and words in common are chance; and
+from which on words that the rows write with accents only say that it was typed without."""
 K1, B = 1.2, 0.75
 """BM25's usual constants."""
 BARE_WEIGHT = 0.7
@@ -65,14 +73,17 @@ class Rows:
     @cached_property
     def words(self) -> tuple[Index, Index]:
         """Words as they are written, and without accents."""
-        written = [texts.tokens(text) for text in self.texts]
-        bare = {word: texts.strip_accents(word) for word in {word for row in written for word in row}}
-        return Index(written), Index([[bare[word] for word in row] for row in written])
+        return _indexes(list(map(texts.tokens, self.texts)))
 
     @cached_property
-    def spelling(self) -> Spelling:
+    def stems(self) -> tuple[Index, Index]:
+        """The beginnings of words as they are written, and without accents."""
+        return _indexes(list(map(_stems, self.texts)))
+
+    @cached_property
+    def spelling(self) -> accents.Spelling:
         """How their words are written."""
-        return Spelling(map(texts.tokens, self.texts))
+        return accents.Spelling(map(texts.tokens, self.texts))
 
     def hidden(self, today: str | None) -> set[int]:
         """The rows that have expired before `today`; none where that is None."""
@@ -200,26 +211,47 @@ class Index:
 
     def __init__(self, rows: Sequence[Sequence[str]]) -> None:
         self._size = len(rows)
-        lengths = np.array([len(row) for row in rows], dtype=np.float32)
-        self._penalty = K1 * (1 - B + B * lengths / max(1.0, float(lengths.mean()))) if len(rows) else lengths
-        postings: dict[str, list[tuple[int, int]]] = {}
-        for place, row in enumerate(rows):
-            for word, count in Counter(row).items():
-                postings.setdefault(word, []).append((place, count))
-        self._postings = postings
+        self._numbers: dict[str, int] = {}
+        lengths = np.array([len(row) for row in rows], dtype=np.intp)
+        words = np.array([self._numbers.setdefault(word, len(self._numbers)) for row in rows for word in row], np.intp)
+        # Sorted by word, then by row: what one word adds to its rows lies together.
+        pairs, counts = np.unique(words * self._size + np.repeat(np.arange(self._size), lengths), return_counts=True)
+        held, self._places = np.divmod(pairs, max(1, self._size))
+        self._starts = np.searchsorted(held, np.arange(len(self._numbers) + 1)).tolist()
+        weights = self._weight(np.diff(self._starts))
+        penalty = K1 * (1 - B + B * lengths / max(1.0, lengths.mean() if len(rows) else 0.0))
+        gains = weights[held] * counts * (K1 + 1) / (counts + penalty[self._places])
+        self._gains: NDArray[np.float32] = gains.astype(np.float32)
+        self._weights: list[float] = weights.tolist()
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._numbers
 
     def scores(self, question: Sequence[str]) -> NDArray[np.float32]:
         """For each row 0 to 1: the share of the most it could have; array of shape (rows,)."""
         scores = np.zeros(self._size, dtype=np.float32)
         most = 0.0
         for word in dict.fromkeys(question):
-            held = self._postings.get(word, [])
-            weight = math.log(1 + (self._size - len(held) + 0.5) / (len(held) + 0.5))
-            most += weight * (K1 + 1)
-            if held:
-                places, counts = np.array(held).T
-                scores[places] += weight * counts * (K1 + 1) / (counts + self._penalty[places])
-        return scores / np.float32(most) if most else scores
+            number = self._numbers.get(word)
+            if number is None:
+                most += float(self._weight(0))
+                continue
+            most += self._weights[number]
+            found = slice(self._starts[number], self._starts[number + 1])
+            scores[self._places[found]] += self._gains[found]
+        return scores / np.float32(most * (K1 + 1)) if most else scores
+
+    def _weight(self, holding: Any) -> Any:
+        """What a word weighs that so many rows hold."""
+        return np.log(1 + (self._size - holding + 0.5) / (holding + 0.5))
+
+
+def _indexes(written: Sequence[Sequence[str]]) -> tuple[Index, Index]:
+    bare = {word: texts.strip_accents(word) for word in {word for row in written for word in row}}
+    index = Index(written)
+    if all(map(str.__eq__, bare, bare.values())):
+        return index, index
+    return index, Index([[bare[word] for word in row] for row in written])
 
 
 def by_words(
@@ -235,12 +267,88 @@ def by_words(
     written, bare = rows.words
     asked = texts.tokens(question)
     scores = (1 - BARE_WEIGHT) * written.scores(asked)
-    scores += BARE_WEIGHT * bare.scores([texts.strip_accents(word) for word in asked])
-    allowed = np.zeros(len(rows.texts), dtype=bool)
-    allowed[slice(None) if among is None else np.asarray(among, dtype=np.intp)] = True
-    allowed[list(rows.hidden(today))] = False
-    best = _largest(np.where(allowed, scores, 0), top_k)
-    return [(int(index), float(scores[index])) for index in best if allowed[index] and scores[index] > 0]
+    scores += BARE_WEIGHT * bare.scores(list(map(texts.strip_accents, asked)))
+    return _best(scores, _shown(rows, today, among) & (scores > 0), top_k)
+
+
+# -- by vectors and words ----------------------------------------------------------------------------------------------
+
+
+def meant(question: str, rows: Rows) -> str:
+    """The question with its accents put back where it was typed without: common Vietnamese, or words that the rows
+    hold with accents only. What `hybrid` ranks by, and has the vector of."""
+    if texts.strip_accents(question) != texts.nfc(question):
+        return question
+    written, bare = rows.stems
+    lost = _share(stem in bare and stem not in written for stem in set(_stems(question)))
+    return rows.spelling.restored(question) if lost >= KNOWN or accents.missing(question) else question
+
+
+def hybrid(
+    question: str,
+    vector: Vectors,
+    rows: Rows,
+    top_k: int,
+    *,
+    threshold: float | None = None,
+    today: str | None = None,
+    among: Sequence[int] | None = None,
+) -> Ranked:
+    """The rows nearest to a question (as `meant` gives it) by vectors and words together. Scores are 0 to 1; the
+    threshold is one of cosines, and everything else as for `like_upstream`."""
+    if not rows.texts:
+        return []
+    cosines = np.maximum(rows.matrix @ np.asarray(vector, dtype=np.float32), 0)
+    near = cosines >= (THRESHOLD if threshold is None else threshold)
+    return _best(_with_words(question, cosines, rows), _shown(rows, today, among) & near, top_k)
+
+
+def again(question: str, found: Sequence[tuple[str, float]], top_k: int) -> Ranked:
+    """What another ranking found, as (text, score), ranked as `hybrid` does with those scores for cosines."""
+    if not found:
+        return []
+    rows = Rows([text for text, _ in found])
+    scores = _with_words(question, np.array([score for _, score in found], dtype=np.float32), rows)
+    return _best(scores, np.ones(len(found), dtype=bool), top_k)
+
+
+def _stems(text: str) -> list[str]:
+    """The beginnings of a text's words, in order."""
+    return [word[:STEM] for word in texts.tokens(text)]
+
+
+def _with_words(question: str, cosines: NDArray[np.float32], rows: Rows) -> NDArray[np.float32]:
+    """Cosines and words in one score from 0 to 1. Words weigh by how far the cosines lie apart, whatever the model, and
+    by the share of the question's words that the rows hold."""
+    written, bare = rows.stems
+    asked = _stems(question)
+    stripped = list(map(texts.strip_accents, asked))
+    known = _share(stem in bare for stem in set(stripped))
+    weight = cosines.std() * np.float32(WORD_WEIGHT * known if known >= KNOWN else 0)
+    scores: NDArray[np.float32] = cosines + weight * (written.scores(asked) + bare.scores(stripped))
+    scores /= 1 + 2 * weight
+    return scores
+
+
+def _share(held: Iterable[bool]) -> float:
+    listed = list(held)
+    return sum(listed) / max(1, len(listed))
+
+
+# -- what is shown -----------------------------------------------------------------------------------------------------
+
+
+def _shown(rows: Rows, today: str | None, among: Sequence[int] | None) -> NDArray[np.bool_]:
+    """Which rows may be: those among which to choose (None: all), without what has expired."""
+    shown = np.zeros(len(rows.texts), dtype=bool)
+    shown[slice(None) if among is None else np.asarray(among, dtype=np.intp)] = True
+    shown[list(rows.hidden(today))] = False
+    return shown
+
+
+def _best(scores: NDArray[np.float32], shown: NDArray[np.bool_], top_k: int) -> Ranked:
+    best = _largest(np.where(shown, scores, np.float32(-1)), top_k)
+    return [(int(index), float(scores[index])) for index in best if shown[index]]
 
 
 # -- filters -----------------------------------------------------------------------------------------------------------

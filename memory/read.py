@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from django.conf import settings
 
-from memory import bulkhead, clock, db, flights, metrics, pending, refreshing, signals, stack, versions
+from memory import bulkhead, clock, db, flights, metrics, pending, rank, refreshing, signals, stack, versions
 from memory.clock import Deadline
 from memory.errors import DatabaseUnavailable, LayerError, MemsvcError, OriginError
 from memory.layers.base import encode, expired
@@ -18,7 +18,7 @@ from memory.layers.l0_process import Held
 from memory.layers.l2_results import Trip
 from memory.pending import Pending
 from memory.tenancy.projects import Policy
-from memory.types import Answer, Consistency, Entry, Memory, Query, Scope, Version
+from memory.types import Answer, Consistency, Entry, Memory, Query, Ranking, Scope, Version
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -107,6 +107,17 @@ def _answer(
         return _degraded(query, policy, version, trip, error)
     signals.loaded.send(sender=None, query=query, count=answer.entry.count)
     return answer
+
+
+def ask_mem0(query: Query, policy: Policy, deadline: Deadline) -> tuple[list[Memory], Ranking]:
+    """What Mem0 finds, and who ranked it: under `hybrid` the candidates of one call are ranked again, by the scores
+    Mem0 gave them and their words. OriginError."""
+    if not policy.reranks:
+        return stack.backend(policy).search(query, deadline), "upstream"
+    wide = replace(query, top_k=max(query.top_k, rank.POOL_LEAST))
+    found = stack.backend(policy).search(wide, deadline)
+    ranked = rank.again(query.text, [(memory.text, memory.score or 0.0) for memory in found], query.top_k)
+    return [replace(found[index], score=score) for index, score in ranked], "reranked"
 
 
 def memories(scope: Scope, policy: Policy, deadline: Deadline) -> tuple[list[Memory], str, bool]:
@@ -255,8 +266,8 @@ def _load(
     """Ask Mem0, once for all who ask the same at the same version, and fill the layers that missed."""
 
     def ask() -> Entry:
-        found = stack.backend(policy).search(query, deadline)
-        entry = encode(found, version=version.number, as_of=_began(trip), ranking="upstream")
+        found, ranking = ask_mem0(query, policy, deadline)
+        entry = encode(found, version=version.number, as_of=_began(trip), ranking=ranking)
         _fill(query, entry, version, policy, trip)
         return entry
 
@@ -290,12 +301,12 @@ def _uncached(query: Query, policy: Policy, deadline: Deadline, wish: Wish) -> A
     db.release()
     try:
         with bulkhead.waiting():
-            found = stack.backend(policy).search(query, _spared(deadline))
+            found, ranking = ask_mem0(query, policy, _spared(deadline))
     except OriginError as error:
         if held is None or not error.retryable:
             raise
         return _unconfirmed(held, policy, error.code)
-    entry = encode(found, version=0, as_of=asked, ranking="upstream")
+    entry = encode(found, version=0, as_of=asked, ranking=ranking)
     return Answer(entry, None, "L4", reason="version_unknown", upstream_calls=1)
 
 
@@ -330,8 +341,9 @@ def _degraded(query: Query, policy: Policy, version: Version, trip: Trip | None,
 
 
 def served(entry: Entry, policy: Policy) -> bool:
-    """Whether the project's policy lets an entry be served: a local ranking only where it is on (PROTOCOL C3)."""
-    return entry.ranking == "upstream" or policy.local_search == "on"
+    """Whether the project's policy lets an entry be served: one ranked here only where that is on, and as it says
+    (PROTOCOL C3)."""
+    return entry.ranking in policy.served
 
 
 def _copy(trip: Trip | None, policy: Policy) -> Entry | None:

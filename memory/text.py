@@ -16,6 +16,7 @@ _MARKS = "".join(re.escape(char) for char in map(chr, range(0x300, 0x10000)) if 
 # Scripts that put no spaces between words: one character is one token.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _TOKEN = re.compile(f"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[^\\W_]|[{_MARKS}])+")
+_ASCII_TOKEN = re.compile("[a-z0-9]+")
 _SPACES = re.compile(r"\s+")
 
 
@@ -26,12 +27,16 @@ def nfc(text: str) -> str:
 
 def strip_accents(text: str) -> str:
     """Without the accents of Latin, Greek and Cyrillic letters, and đ as d; other scripts are left alone."""
+    if text.isascii():
+        return text
     bare = _ACCENTS.sub("", unicodedata.normalize("NFD", text))
     return unicodedata.normalize("NFC", bare).translate(_BARE)
 
 
 def tokens(text: str) -> list[str]:
     """The words of a text in order, casefolded and composed: the same for NFC and NFD."""
+    if text.isascii():  # the same in a fifth of the time
+        return _ASCII_TOKEN.findall(text.lower())
     return _TOKEN.findall(nfc(nfc(text).casefold()))
 
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from memory.pending import Pending
 
 Kind = Literal["user", "agent", "run"]
-Ranking = Literal["upstream", "local"]
+Ranking = Literal["upstream", "local", "hybrid", "reranked"]
+"""Mem0's own; L3's after Mem0's scores; L3's by vectors and words; what Mem0 found, with words."""
 Consistency = Literal["fresh", "strict", "bounded", "eventual"]
 
 MARK_JOB = "memsvc_job"

@@ -120,11 +120,13 @@ VERSION_LEASE_SECONDS = env.seconds("VERSION_LEASE_SECONDS", 30, least=0.1)
 # The largest `max_age_ms` a request may ask for, and how long a floor may go unconfirmed (PROTOCOL B9).
 BOUNDED_MAX_AGE_MS = env.integer("BOUNDED_MAX_AGE_MS", 5000)
 EVENTUAL_MAX_STALE_SECONDS = env.seconds("EVENTUAL_MAX_STALE_SECONDS", 60)
-# Policies of projects that set none of their own; auto: on with Mem0 in process, else degraded.
+# Policies of projects that set none of their own; auto: on and hybrid with Mem0 in process, else degraded and as Mem0.
 LOCAL_SEARCH = env.text("LOCAL_SEARCH", "auto", choices=("auto", "off", "degraded", "on"))
-LOCAL_RANKING = env.text("LOCAL_RANKING", "like_upstream", choices=("like_upstream",))
+LOCAL_RANKING = env.text("LOCAL_RANKING", "auto", choices=("auto", "like_upstream", "hybrid"))
 if LOCAL_SEARCH == "auto":
     LOCAL_SEARCH = "degraded" if MEM0_USE_REST_API else "on"
+if LOCAL_RANKING == "auto":
+    LOCAL_RANKING = "like_upstream" if MEM0_USE_REST_API else "hybrid"
 
 # -- short-term memory ------------------------------------------------------------------------------------------------
 # A session ends this long after its last message.

@@ -34,6 +34,7 @@ class FailingMem0:
         self.conclusive = True
         self.stall: threading.Event | None = None
         self.searching = threading.Event()
+        self.scores: dict[str, float] = {}
         self._lock = threading.Lock()
         self.before: Callable[[str], None] = lambda kind: None
 
@@ -46,7 +47,7 @@ class FailingMem0:
             self.searching.set()
             if self.stall is not None and not self.stall.wait(deadline.remaining()):
                 raise OriginTimeout("stalled")
-            found = [replace(row, score=1.0) for row in self._of(query.scope)]
+            found = [replace(row, score=self.scores.get(row.text, 1.0)) for row in self._of(query.scope)]
         return found[: query.top_k]
 
     def list(self, scope: Scope, deadline: Deadline) -> Listing:

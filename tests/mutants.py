@@ -243,6 +243,18 @@ MUTANTS = (
         "True",
         f"{READ}::test_b10_an_answer_dies_with_the_memory_that_expires_in_it",
     ),
+    Mutant(
+        "an answer of another ranking served",
+        "return entry.ranking in policy.served",
+        'return entry.ranking == "upstream" or policy.local_search == "on"',
+        "tests/memory/layers/test_l3_summaries.py::test_c3_a_ranking_by_another_policy_is_not_served",
+    ),
+    Mutant(
+        "an answer ranked again served under another ranking",
+        '"reranked") if self.reranks else ("upstream", self.ranking)',
+        '"reranked")',
+        f"{READ}::test_c3_an_answer_of_another_ranking_is_not_served_once_the_setting_has_changed",
+    ),
     # -- of the same kind, beyond the protocol's own list -------------------------------------------------------------
     Mutant(
         "bounded counted from the fill",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from rest_framework import serializers as s
 
 from memory.models.jobs import KINDS, UNFINISHED
+from memory.types import Ranking
 
 STATES = (*UNFINISHED, "completed", "failed")
 LAYERS = ("L0", "L2", "L3", "L4")
@@ -156,7 +159,7 @@ class SearchMeta(s.Serializer[object]):
 
     layer = s.ChoiceField(choices=(*LAYERS, "stm"))
     stm_layer = s.ChoiceField(choices=STM_LAYERS, required=False)
-    ranking = s.ChoiceField(choices=("upstream", "local"))
+    ranking = s.ChoiceField(choices=get_args(Ranking))
     version = _maybe_text()
     as_of = s.DateTimeField()
     age_ms = s.IntegerField()

@@ -19,7 +19,8 @@ V = TypeVar("V")
 _HEADER = struct.Struct("!4sQQQBI")
 _MAGIC = b"ms1\n"
 _NOBODY = bytes(16)
-_RANKINGS: tuple[Ranking, ...] = ("upstream", "local")
+RANKINGS: tuple[Ranking, ...] = ("upstream", "local", "hybrid", "reranked")
+"""By the byte that stands for each."""
 FILL_MARGIN_US = 5_000_000
 """Nothing is filled this close to the moment it would expire (PROTOCOL B10)."""
 
@@ -77,7 +78,7 @@ def fillable(entry: Entry, store_now: int) -> bool:
 
 def pack(entry: Entry) -> bytes:
     """An entry as stored bytes: a fixed header, 16 bytes of job a result, then the results ready to send."""
-    ranking = _RANKINGS.index(entry.ranking)
+    ranking = RANKINGS.index(entry.ranking)
     header = _HEADER.pack(_MAGIC, entry.version, entry.as_of, entry.valid_until, ranking, entry.count)
     return header + entry.jobs + entry.results
 
@@ -95,7 +96,7 @@ def unpack(layer: str, stored: bytes) -> Entry:
             raise LayerCorrupt(layer, "unknown format")
         cut = _HEADER.size + 16 * count
         jobs, results = stored[_HEADER.size : cut], stored[cut:]
-        return Entry(results, version, as_of, until, _RANKINGS[ranking], count, jobs)
+        return Entry(results, version, as_of, until, RANKINGS[ranking], count, jobs)
     except (struct.error, IndexError) as error:
         raise LayerCorrupt(layer, "cut entry") from error
 

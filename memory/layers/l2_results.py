@@ -13,10 +13,10 @@ from django.conf import settings
 from memory import clock, flights, keys, pending, redis_wire, versions
 from memory.clock import Deadline
 from memory.errors import LayerCorrupt, LayerUnavailable
-from memory.layers.base import fillable, head, pack, unpack
+from memory.layers.base import RANKINGS, fillable, head, pack, unpack
 from memory.pending import Pending
 from memory.redis_client import cache
-from memory.types import Entry, Query, Version
+from memory.types import Entry, Query, Ranking, Version
 
 NAME = "L2"
 JITTER = 0.1
@@ -36,12 +36,13 @@ return 1
 
 
 # Whether every entry stands at one version, may be served and lives on for a while. ARGV: what such an entry begins
-# with, the milliseconds, the highest ranking that is served. One that dies with a memory in it does not count.
+# with, the milliseconds, the rankings that are served, a byte each. One that dies with a memory in it does not count.
 _STAND = """
 for _, key in ipairs(KEYS) do
   local head = redis.call('GETRANGE', key, 0, 28)
   if string.sub(head, 1, 12) ~= ARGV[1] or string.sub(head, 21, 28) ~= string.rep('\\0', 8)
-    or string.byte(head, 29) > tonumber(ARGV[3]) or redis.call('PTTL', key) <= tonumber(ARGV[2]) then return 0 end
+    or not string.find(ARGV[3], string.sub(head, 29, 29), 1, true)
+    or redis.call('PTTL', key) <= tonumber(ARGV[2]) then return 0 end
 end
 return 1
 """
@@ -123,13 +124,15 @@ class ResultLayer:
         pairs = zip(listed, answers[::2], answers[1::2], strict=True)
         return [(self._unpack(query, generation, stored) if stored else None, left) for query, stored, left in pairs]
 
-    def stand(self, wanted: Iterable[tuple[int, Sequence[str]]], milliseconds: int, *, local: bool) -> list[bool]:
+    def stand(
+        self, wanted: Iterable[tuple[int, Sequence[str]]], milliseconds: int, rankings: Iterable[Ranking]
+    ) -> list[bool]:
         """For each version and the keys of some entries, whether all of them stand at it for longer than that, none of
-        them to expire before by a memory's date; without `local` none that was ranked here. LayerUnavailable."""
-        check = cache().register_script(_STAND)
+        them to expire before by a memory's date, each of one of these rankings. LayerUnavailable."""
+        check, allowed = cache().register_script(_STAND), bytes(map(RANKINGS.index, rankings))
         pipe = cache().pipeline(transaction=False)
         for version, names in wanted:
-            check(keys=names, args=[head(version), milliseconds, int(local)], client=pipe)
+            check(keys=names, args=[head(version), milliseconds, allowed], client=pipe)
         try:
             return [bool(answer) for answer in pipe.execute()]
         except redis.RedisError as error:

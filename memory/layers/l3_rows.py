@@ -21,8 +21,9 @@ KEPT = np.dtype("<f2")
 """float16: half of float32's bytes; on LoCoMo the ten best stay the ten best."""
 PAGE = 500
 """Rows of one INSERT: about 0.5 MB with 384 dimensions."""
-ROW_BYTES, TEXT_FACTOR = 1600, 4
-"""What a row costs in this process beside its vector: objects, and its text as written and lowered."""
+ROW_BYTES, TEXT_FACTOR = 1600, 30
+"""What a row costs in this process beside its vector: objects, and its text with its words indexed (5 to 9 bytes a
+character) and, where a question came without accents, their spelling (17 to 20)."""
 
 _UPSERT = """
 INSERT INTO memory_snapshotmemory AS m (snapshot_id, memory_id, text, text_hash, agent_id, run_id, metadata, digest,

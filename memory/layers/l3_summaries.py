@@ -132,8 +132,8 @@ class SummaryLayer:
             if found is None or not _ranks(found[0], made_by):
                 return None
             held, now = found
-            ranked = _rank(query, held, now, made_by, vector)
-        return encode(ranked, version=held.version, as_of=now, ranking="local")
+            ranked = _rank(query, held, now, policy, made_by, vector)
+        return encode(ranked, version=held.version, as_of=now, ranking=policy.ranking)
 
     def degraded(self, query: Query, version: Version, policy: Policy) -> tuple[Entry, bool] | None:
         """A local ranking for while Mem0 is away, of any rows not below the floor, and whether it is partial
@@ -146,11 +146,11 @@ class SummaryLayer:
                 return None
             try:
                 by = made_by if _comparable(held, made_by := model()) else ""
-                ranked = _rank(query, held, held.read_at, by)
+                ranked = _rank(query, held, held.read_at, policy, by)
             except EmbedderError:
-                ranked = _rank(query, held, held.read_at, "")
+                ranked = _rank(query, held, held.read_at, policy, "")
         as_of = held.read_at if held.version == version.number else held.built_at
-        return encode(ranked, version=held.version, as_of=as_of, ranking="local"), not held.complete
+        return encode(ranked, version=held.version, as_of=as_of, ranking=policy.ranking), not held.complete
 
     def listing(self, scope: Scope, version: Version) -> list[Memory] | None:
         """The scope's memories, expired ones included, if all are known at exactly this version. LayerUnavailable."""
@@ -368,18 +368,29 @@ def _ranks(held: Held, made_by: str) -> bool:
     return held.complete and _comparable(held, made_by)
 
 
-def _rank(query: Query, held: Held, now: int, made_by: str, vector: Vectors | None = None) -> list[Memory]:
-    """The best rows with scores, at the store's time `now`: by vectors, or by words where `made_by` is empty."""
+def _rank(
+    query: Query,
+    held: Held,
+    now: int,
+    policy: Policy,
+    made_by: str,
+    vector: Vectors | None = None,
+) -> list[Memory]:
+    """The best rows with scores, at the store's time `now`: as the policy says, or by words where `made_by` is empty.
+    `vector` is of the question as it was asked."""
     among = _about(held, query.scope, query.conditions())
     today = None if query.show_expired else datetime.fromtimestamp(now / 1_000_000, UTC).date().isoformat()
     embedder = embedders.get() if made_by else None
     if embedder is None:
         ranked = rank.by_words(query.text, held.rows, query.top_k, today=today, among=among)
     else:
-        if vector is None:
-            vector = CachedEmbedder(embedder, query.scope.project).embed([query.text], "search")[0]
-        ranked = rank.like_upstream(
-            query.text,
+        text, by = query.text, rank.like_upstream
+        if policy.ranking == "hybrid":
+            text, by = rank.meant(text, held.rows), rank.hybrid
+        if vector is None or text != query.text:
+            vector = CachedEmbedder(embedder, query.scope.project).embed([text], "search")[0]
+        ranked = by(
+            text,
             vector,
             held.rows,
             query.top_k,

@@ -6,6 +6,7 @@ from django.core.validators import MinValueValidator
 from django.db import models
 
 LOCAL_SEARCH = (("", "as the service"), ("off", "off"), ("degraded", "while Mem0 is away"), ("on", "on"))
+LOCAL_RANKING = (("", "as the service"), ("like_upstream", "as Mem0 does"), ("hybrid", "by vectors and words"))
 ON_UNKNOWN = (("hold", "hold: end failed, keep the payload"), ("retry", "retry: a second copy is possible"))
 
 

@@ -16,6 +16,7 @@ from memory import clock, versions
 from memory.errors import DatabaseUnavailable
 from memory.models import Project
 from memory.tenancy import upstreams
+from memory.types import Ranking
 
 FRESH_SECONDS = 1.0
 AWAY_SECONDS = 300.0
@@ -43,6 +44,23 @@ class Policy:
     upstream_key: str = field(default="", repr=False)
     believed: bool = True
     """False where it is so old that the generation may have moved: then no version is known (PROTOCOL B5)."""
+
+    @property
+    def ranking(self) -> Ranking:
+        """What an answer ranked here says of its ranking."""
+        return "hybrid" if self.local_ranking == "hybrid" else "local"
+
+    @property
+    def reranks(self) -> bool:
+        """Whether what Mem0 finds is ranked again: only where all of a project's answers may be ranked here."""
+        return self.local_search == "on" and self.local_ranking == "hybrid"
+
+    @property
+    def served(self) -> tuple[Ranking, ...]:
+        """The rankings whose answers may be served from a cache (PROTOCOL C3)."""
+        if self.local_search != "on":
+            return ("upstream",)
+        return ("upstream", self.ranking, "reranked") if self.reranks else ("upstream", self.ranking)
 
 
 _known: dict[int, tuple[Policy, float]] = {}

@@ -86,7 +86,7 @@ def test_after_a_warm_topics_and_new_questions_need_no_mem0(mem0, ann):
     for query in warmset.of(ann):
         assert ask(ann, query.text).layer == "L2"
     answer = ask(ann, "Which food is bad for me?")
-    assert (answer.layer, answer.entry.ranking) == ("L3", "local")
+    assert (answer.layer, answer.entry.ranking) == ("L3", "hybrid")
     assert texts(answer)[0] == "Tôi dị ứng với tôm"
     assert mem0.calls == []
     assert answer.version.number == job.version

@@ -205,6 +205,11 @@ def test_b5_a_changed_policy_moves_the_generation_and_a_new_name_does_not(projec
     staff.post(path, form(project, local_search="off"))
     project.refresh_from_db()
     assert (project.local_search, project.generation) == ("off", 2)
+    for ranking in ("like_upstream", "by taste"):
+        staff.post(path, form(project, local_ranking=ranking))
+    project.refresh_from_db()
+    assert (project.local_ranking, project.generation) == ("like_upstream", 3)
+    assert policy(project.pk).local_ranking == "like_upstream"
 
 
 def test_a_project_made_here_has_ids_of_its_own_in_mem0(project):

@@ -144,11 +144,14 @@ def test_an_entry_with_an_expired_memory_misses_as_expired(ann, tea, redis):
 def test_where_the_policy_is_off_what_was_ranked_here_is_not_served(mem0, ann, tea, settings):
     version = move(ann)
     warm(ann, version)
-    fill(tea, version, ranking="local")
+    fill(tea, version, ranking="hybrid")
     settings.LOCAL_SEARCH = "degraded"
     projects.forget()
     found = question(ann, tea)
-    assert why(found)["L2"] == ("off", "policy off: ranked here, and local_search is degraded")
+    assert why(found)["L2"] == (
+        "off",
+        "policy off: ranking hybrid, where local_search is degraded and local_ranking hybrid",
+    )
     assert why(found)["L3"][0] == "off"
     assert found.answered_by == search(tea) == "L4"
 

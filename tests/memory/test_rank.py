@@ -59,11 +59,12 @@ def test_the_nearest_come_first_with_their_cosine():
     np.testing.assert_allclose([score for _, score in ranked], (NEAR @ ASKED)[[0, 3, 1]], rtol=1e-6)
 
 
-def test_the_threshold_is_a_cosine():
+@pytest.mark.parametrize("ranked", [rank.like_upstream, rank.hybrid])
+def test_the_threshold_is_a_cosine(ranked):
     kept = rows(*FACTS, vectors=NEAR)
-    assert indices(rank.like_upstream("drinks", ASKED, kept, 10)) == [0, 3, 1], "0.1 where none is named"
-    assert indices(rank.like_upstream("drinks", ASKED, kept, 10, threshold=0.0)) == [0, 3, 1, 2]
-    assert indices(rank.like_upstream("drinks", ASKED, kept, 10, threshold=0.95)) == [0]
+    assert indices(ranked("drinks", ASKED, kept, 10)) == [0, 3, 1], "0.1 where none is named"
+    assert indices(ranked("drinks", ASKED, kept, 10, threshold=0.0)) == [0, 3, 1, 2]
+    assert indices(ranked("drinks", ASKED, kept, 10, threshold=0.95)) == [0]
 
 
 def test_every_word_of_the_question_found_halves_the_scores_and_lifts_its_row():
@@ -77,19 +78,20 @@ def test_every_word_of_the_question_found_halves_the_scores_and_lifts_its_row():
 
 def test_only_the_named_rows_are_ranked_and_keep_their_numbers():
     kept = rows(*FACTS, vectors=NEAR)
-    assert indices(rank.like_upstream("tea", ASKED, kept, 10, among=[1, 3])) == [3, 1]
-    assert rank.like_upstream("tea", ASKED, kept, 10, among=[]) == []
+    for ranked in (rank.like_upstream, rank.hybrid):
+        assert indices(ranked("tea", ASKED, kept, 10, among=[1, 3])) == [3, 1]
+        assert ranked("tea", ASKED, kept, 10, among=[]) == []
     assert rank.by_words("tea", kept, 10, among=[1, 2]) == []
 
 
-@pytest.mark.parametrize("ranked", ["like_upstream", "by_words"])
+@pytest.mark.parametrize("ranked", ["like_upstream", "hybrid", "by_words"])
 def test_what_has_expired_is_hidden_unless_asked_for(ranked):
     kept = rows(*FACTS, vectors=NEAR, expires=["2030-01-01", None, None, "2030-01-02"])
 
     def ask(today: str | None) -> list[int]:
         if ranked == "by_words":
             return indices(rank.by_words("tea", kept, 10, today=today))
-        return indices(rank.like_upstream("tea", ASKED, kept, 2, today=today))
+        return indices(getattr(rank, ranked)("tea", ASKED, kept, 2, today=today))
 
     assert set(ask(None)) == {0, 3}
     assert set(ask("2030-01-01")) == {0, 3}
@@ -107,13 +109,15 @@ def test_vectors_may_be_kept_in_half_the_bytes(kept_as):
 
 
 def test_nobodys_memories_are_ranked_as_none():
-    assert rank.like_upstream("tea", ASKED, rows(vectors=np.empty((0, 2), dtype="float32")), 10) == []
+    for ranked in (rank.like_upstream, rank.hybrid):
+        assert ranked("tea", ASKED, rows(vectors=np.empty((0, 2), dtype="float32")), 10) == []
     assert rank.by_words("tea", rows(), 10) == []
 
 
 def test_rows_without_vectors_cannot_be_ranked_by_them():
-    with pytest.raises(ValueError, match="words"):
-        rank.like_upstream("tea", ASKED, rows("tea"), 10)
+    for ranked in (rank.like_upstream, rank.hybrid):
+        with pytest.raises(ValueError, match="words"):
+            ranked("tea", ASKED, rows("tea"), 10)
 
 
 # -- PostgreSQL's words ------------------------------------------------------------------------------------------------
@@ -187,6 +191,106 @@ def test_rare_words_weigh_more_and_scores_are_between_0_and_1():
     assert all(0 < score <= 1 for _, score in ranked)
     assert rank.by_words("quokka", kept, 10) == []
     assert len(rank.by_words("the", kept, 2)) == 2
+
+
+# -- by vectors and words ----------------------------------------------------------------------------------------------
+
+
+def near(*cosines: float) -> np.ndarray:
+    """Vectors whose cosines with ALONG are these."""
+    return unit(*([cosine, (1 - cosine**2) ** 0.5] for cosine in cosines))
+
+
+ALONG = unit([1.0, 0.0])[0]
+
+
+def hybrid(question: str, kept: Rows, top_k: int = 10, **more: Any) -> list[int]:
+    return indices(rank.hybrid(question, ALONG, kept, top_k, **more))
+
+
+def test_a_word_of_the_question_lifts_its_row_above_nearer_ones():
+    kept = rows("the aunt knits", "the uncle paints", "the zebra runs", vectors=near(0.83, 0.82, 0.81))
+    assert hybrid("animals", kept) == [0, 1, 2]
+    assert hybrid("the zebra", kept)[0] == 2
+
+
+def test_words_weigh_as_much_whether_cosines_lie_close_together_or_far_apart():
+    """Each embedder has a band of its own."""
+    told = ("Ann likes tea", "Ann sells tea pots", "Ann likes dogs", "Ben likes tea", "Cy swims")
+    wide = np.array([0.2, 0.9, 0.5, 0.4, 0.6])
+    close, far = (rows(*told, vectors=near(*cosines)) for cosines in (0.8 + wide / 20, wide))
+    assert hybrid("does ann like tea", close) == hybrid("does ann like tea", far)
+
+
+def test_a_question_in_another_language_is_ranked_by_its_vector():
+    """“an” is a Vietnamese word without its accents, and chance."""
+    kept = rows("Lan thích ăn", "Tôi dị ứng với tôm", "Em tôi ở Huế", vectors=near(0.8099, 0.81, 0.7))
+    assert hybrid("Is there an allergy?", kept) == [1, 0, 2]
+
+
+def test_other_forms_of_a_word_are_found():
+    kept = rows("Ann swims", "Ann travels often", "Ann reads", vectors=near(0.82, 0.80, 0.81))
+    assert hybrid("travelling", kept)[0] == 1
+
+
+def test_the_right_accents_decide_between_near_rows():
+    kept = rows("Lan thấy con ma", "Lan thấy má", "Lan thấy mạ non", vectors=near(0.8, 0.8001, 0.8002))
+    assert hybrid("ma", kept)[0] == 0
+    assert hybrid("má", kept)[0] == 1
+
+
+def test_words_are_found_though_some_of_the_question_is_typed_without_accents():
+    kept = rows("Lan đi xe máy", "Lan làm việc ở Đà Nẵng", "Lan thích trà", vectors=near(0.82, 0.8, 0.81))
+    assert hybrid("Lan làm viec o Da Nang?", kept)[0] == 1
+    assert hybrid("Lán lam viec o Da Nang?", kept)[0] == 1
+
+
+def test_a_ranking_is_the_same_each_time_and_in_whatever_order_rows_come():
+    told = [f"fact {number} of tea and {number % 7} cups" for number in range(200)]
+    cosines = np.random.default_rng(3).uniform(0.7, 0.9, 200)
+    first = rank.hybrid("7 cups of tea", ALONG, rows(*told, vectors=near(*cosines)), 20)
+    again = rank.hybrid("7 cups of tea", ALONG, rows(*told, vectors=near(*cosines)), 20)
+    back = rank.hybrid("7 cups of tea", ALONG, rows(*told[::-1], vectors=near(*cosines[::-1])), 20)
+    assert first == again
+    assert [199 - index for index in indices(back)] == indices(first)
+
+
+def test_scores_are_between_0_and_1():
+    kept = rows("the cat", "the dog sat on the log", "bird", vectors=near(0.999, 0.2, 0.0))
+    ranked = rank.hybrid("the cat", ALONG, kept, 10, threshold=0.0)
+    assert all(0 <= score <= 1 for _, score in ranked)
+    assert indices(ranked) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("Lan lam viec o dau?", "lan làm việc ở đâu"),
+        ("ca phe sua da", "cà phê sữa đá"),
+        ("Lan làm viec o dau?", "Lan làm viec o dau?"),
+        ("Where does Lan work?", "Where does Lan work?"),
+        ("", ""),
+    ],
+)
+def test_accents_are_put_back_where_a_question_was_typed_without(typed, meant):
+    assert rank.meant(typed, VIETNAMESE) == meant
+
+
+def test_words_that_the_rows_write_with_accents_only_are_read_so_in_any_language():
+    kept = rows("Der Bär schläft", "Die Möwe fliegt")
+    assert rank.meant("schlaft der bar", kept) == "schläft der bär"
+    assert rank.meant("die fliegt", kept) == "die fliegt"
+
+
+def test_common_vietnamese_is_known_without_any_rows_in_it():
+    assert rank.meant("con meo ten gi", rows("Ann has a cat")) == "con mèo tên gì"
+
+
+def test_what_another_ranking_found_is_ranked_again_by_its_words():
+    found = [("the aunt knits", 0.43), ("the uncle paints", 0.42), ("the zebra runs", 0.41)]
+    assert indices(rank.again("the zebra", found, 2)) == [2, 0]
+    assert indices(rank.again("animals", found, 2)) == [0, 1]
+    assert rank.again("animals", [], 2) == []
 
 
 # -- filters -----------------------------------------------------------------------------------------------------------

@@ -79,6 +79,43 @@ def test_g2_the_search_after_a_completed_write_sees_it_on_every_process(mem0, an
     assert texts(ask(ann)) == ["tea", "coffee"]
 
 
+@pytest.fixture
+def animals(mem0, ann, settings):
+    """Three memories as Mem0 ranks them; the policy is `hybrid`, and L3 has nothing yet."""
+    settings.LOCAL_SEARCH, settings.LOCAL_RANKING = "on", "hybrid"
+    mem0.scores = {"the aunt knits": 0.43, "the uncle paints": 0.42, "the zebra runs": 0.41}
+    for text in mem0.scores:
+        add(ann, text)
+    return mem0
+
+
+def test_what_mem0_finds_is_ranked_again_under_hybrid_and_cached_so(animals, ann, monkeypatch):
+    fresh = ask(ann, "the zebra", top_k=2)
+    assert (fresh.layer, fresh.entry.ranking, fresh.upstream_calls) == ("L4", "reranked", 1)
+    assert texts(fresh) == ["the zebra runs", "the aunt knits"]
+    for layer in ("L0", "L2"):
+        cached = ask(ann, "the zebra", top_k=2)
+        assert (cached.layer, cached.entry) == (layer, fresh.entry)
+        another_process(monkeypatch)
+    assert animals.calls.count("search") == 1
+    assert ask(ann, "the zebra", Wish("fresh"), top_k=2).entry.results == fresh.entry.results
+
+
+def test_mem0s_own_order_stays_where_ranking_here_is_only_for_when_it_is_away(animals, ann, settings):
+    settings.LOCAL_SEARCH = "degraded"
+    projects.forget()
+    answer = ask(ann, "the zebra", top_k=2)
+    assert (answer.entry.ranking, texts(answer)) == ("upstream", ["the aunt knits", "the uncle paints"])
+
+
+def test_c3_an_answer_of_another_ranking_is_not_served_once_the_setting_has_changed(animals, ann, settings):
+    ask(ann, "the zebra")
+    settings.LOCAL_RANKING = "like_upstream"
+    projects.forget()
+    answer = ask(ann, "the zebra")
+    assert (answer.layer, answer.entry.ranking) == ("L4", "upstream")
+
+
 def test_b8_an_answer_loaded_across_a_write_is_never_served_after_it(mem0, ann):
     """The reader has read its version and asked Mem0; the write commits and completes; the reader fills."""
     add(ann, "tea")

@@ -9,7 +9,7 @@ import orjson
 import pytest
 from django.db import transaction
 
-from memory import embedders, rank, stack, versions
+from memory import embedders, rank, read, stack, versions
 from memory.clock import Deadline
 from memory.layers import l3_rows
 from memory.layers.l1_vectors import CachedEmbedder
@@ -68,12 +68,42 @@ def test_a_question_never_asked_before_is_ranked_here(layer, local, ann):
     version = warm(layer, ann, *FACTS)
     entry = layer.get(Query(ann, "Which pets do I have?"), version, local)
     assert texts(entry)[0] == "I keep two cats"
-    assert (entry.ranking, entry.version) == ("local", version.number)
+    assert (entry.ranking, entry.version) == ("hybrid", version.number)
 
 
 def test_a_vietnamese_fact_answers_an_english_question(layer, local, ann):
     version = warm(layer, ann, *FACTS)
     assert texts(layer.get(Query(ann, "Which food am I allergic to?"), version, local))[0] == "Tôi dị ứng với tôm"
+
+
+@pytest.mark.parametrize(
+    ("question", "best"),
+    [("Thu cung cua toi ten gi?", "Tôi nuôi hai con mèo"), ("Toi hay uong nuoc gi?", "Tôi thích trà xanh")],
+)
+def test_a_question_typed_without_accents_is_ranked_as_it_was_meant(layer, local, ann, question, best):
+    told = ("Tôi dị ứng với tôm", "Em gái tôi sống ở Huế", "Tôi nuôi hai con mèo", "Tôi thích trà xanh")
+    version = warm(layer, ann, *told)
+    (asked,) = CachedEmbedder(embedders.get(), ann.project).embed([question], "search")
+    for vector in (None, asked):
+        assert texts(layer.get(Query(ann, question), version, local, vector=vector))[0] == best
+
+
+def test_the_policy_says_how_it_ranks_and_the_answer_which(layer, local, ann):
+    version = warm(layer, ann, "I like green tea", "Aunt Mo drinks Assam", "My uncle sells black tea")
+    asked = Query(ann, "Assam, is that what uncle sells?")
+    found = {
+        name: layer.get(asked, version, replace(local, local_ranking=name)) for name in ("hybrid", "like_upstream")
+    }
+    assert {name: entry.ranking for name, entry in found.items()} == {"hybrid": "hybrid", "like_upstream": "local"}
+    assert found["hybrid"].results != found["like_upstream"].results
+
+
+def test_c3_a_ranking_by_another_policy_is_not_served(layer, local, ann):
+    version = warm(layer, ann, *FACTS)
+    entry = layer.get(Query(ann, "pets"), version, local)
+    assert read.served(entry, local)
+    assert not read.served(entry, replace(local, local_ranking="like_upstream"))
+    assert not read.served(entry, replace(local, local_search="degraded"))
 
 
 def test_it_answers_at_exactly_its_version(layer, local, ann):
