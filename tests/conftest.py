@@ -43,7 +43,7 @@ def home() -> Path:
 @pytest.fixture(autouse=True)
 def _forgetful() -> Iterator[None]:
     """No test sees what another left in this process's memory. What was never imported remembers nothing."""
-    for name in ("memory.tenancy.projects", "memory.tenancy.keys", "memory.tenancy.limits"):
+    for name in ("memory.tenancy.projects", "memory.tenancy.keys", "memory.tenancy.limits", "cachewarm.learned"):
         if module := sys.modules.get(name):
             module.forget()
     if sessions := sys.modules.get("memory.stm.search"):

@@ -325,11 +325,24 @@ def world(project: Any, redis: Any, mem0: Any, settings: Any, monkeypatch: pytes
 
 
 @given(asked=requests(), state=STATES)
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nobody_can_tell_which_of_them_answered(world: World, asked: Asked, state: State) -> None:
     told = world.told(world.hot, asked, state)
     assert told == world.told(world.django, asked, state)
     assert re.findall(r'"memory":"(\w+) tea"', told["body"]) in ([], *world.allowed(asked, state))
+
+
+ODDITIES = [
+    *(Asked(body={"user_id": "ann", "query": "drink?"} | odd) for odd in ODD_FIELDS),
+    *(Asked(body=raw) for _, raw in SPOILT),
+    *(Asked(headers=odd) for odd in (*ODD_HEADERS, *ODD_KEYS)),
+]
+
+
+def test_each_oddity_is_answered_alike_where_an_answer_is_at_hand(world: World) -> None:
+    state = State(l0="current", l2="current")
+    for asked in ODDITIES:
+        assert world.told(world.hot, asked, state) == world.told(world.django, asked, state), asked
 
 
 BOUNDED = {"user_id": "ann", "query": "drink?", "consistency": "bounded", "max_age_ms": 5000}
