@@ -51,7 +51,7 @@ REMAINS = (
     "This receipt, and numbers by which readers know what is current: the user's id, no text.",
     f"Records of the user's earlier writes, without what they wrote, for {settings.JOB_KEEP_DAYS} days.",
     "Digests of Idempotency-Keys, for as long as any.",
-    "Answers in the memory of running processes, which are not served any more, until they are pushed out.",
+    "Questions and answers in the memory of running processes, which are not served any more, until pushed out.",
     f"Vectors of texts that memsvc can't name any more, filed under no user: {settings.L1_TTL_SECONDS} s after use.",
     "Log lines and the admin's record of operators' acts: the user's id, no text.",
     "Backups of PostgreSQL.",
