@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache as once
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from django.conf import settings
 
@@ -67,7 +67,7 @@ def held(query: Query, policy: Policy, wish: Wish) -> Answer | None:
         unstored, version = stack.L2.state(query.slot[0], policy.generation)
     except LayerError:
         return None
-    if unstored is None or unstored.of(query.scope) or version is None or version.number < wish.min_version:
+    if unstored is None or unstored.of(query.scope) or not _new_enough(version, wish):
         return None
     if stack.L0.get(query, version, policy.generation) is not kept:
         return None
@@ -78,11 +78,10 @@ def held(query: Query, policy: Policy, wish: Wish) -> Answer | None:
 def at_hand(query: Query, policy: Policy, trip: Trip, wish: Wish) -> Answer | None:
     """What L0 or L2 answer at the round trip's version, pending set and all, without waiting for anything; None where
     they do not, and then nothing is counted."""
-    if wish.consistency == "fresh" or trip.pending is None or trip.version is None:
+    version = trip.version
+    if wish.consistency == "fresh" or trip.pending is None or not _new_enough(version, wish):
         return None
-    if trip.version.number < wish.min_version:
-        return None
-    found = _held(query, policy, trip.version, trip)
+    found = _held(query, policy, version, trip)
     return _counted(found, policy) if found else None
 
 
@@ -187,6 +186,11 @@ def bounded(query: Query, policy: Policy, wish: Wish) -> Answer | None:
         return None
     version = Version(query.scope.pin, held.entry.version, 0, held.confirmed_at)
     return _counted(Answer(held.entry, version, "L0", age_ms=held.age_ms), policy)
+
+
+def _new_enough(version: Version | None, wish: Wish) -> TypeGuard[Version]:
+    """Whether the caller knows of no later version than this (PROTOCOL B11)."""
+    return version is not None and version.number >= wish.min_version
 
 
 def _confirmed(query: Query, policy: Policy, milliseconds: int) -> Held | None:

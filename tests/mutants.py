@@ -347,14 +347,14 @@ MUTANTS = (
     ),
     Mutant(
         "a key's scope ignored before Django",
-        "    return caller if native.Search.scope in caller.scopes else None\n",
+        "    return caller if view.scope in caller.scopes else None\n",
         "    return caller\n",
         f"{HOT}::test_nobody_can_tell_which_of_them_answered",
     ),
     Mutant(
         "what a body asks known before Django, whoever sends it",
-        "key = (caller.project, caller.user_id, raw)",
-        "key = (caller.project, None, raw)",
+        "key = (view, caller.project, caller.user_id, raw)",
+        "key = (view, caller.project, None, raw)",
         f"{HOT}::test_g1_a_body_that_another_has_sent_is_still_the_own_keys_question",
     ),
     Mutant(
@@ -371,14 +371,14 @@ MUTANTS = (
     ),
     Mutant(
         "what is pending left out where the version alone is asked for",
-        "    if unstored is None or unstored.of(query.scope) or version is None or",
-        "    if unstored is None or version is None or",
+        "    if unstored is None or unstored.of(query.scope) or not",
+        "    if unstored is None or not",
         f"{HOT}::test_nobody_can_tell_which_of_them_answered",
     ),
     Mutant(
         "an answer at hand although the caller knows a later version",
-        "    if trip.version.number < wish.min_version:\n        return None\n",
-        "",
+        "    return version is not None and version.number >= wish.min_version\n",
+        "    return version is not None\n",
         f"{HOT}::test_nobody_can_tell_which_of_them_answered",
     ),
     Mutant(

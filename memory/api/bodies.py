@@ -145,12 +145,6 @@ def update(request: Request) -> dict[str, Any]:
     return sent
 
 
-def search(request: Request) -> dict[str, Any]:
-    """The body of a search."""
-    query(request, NOTHING)
-    return searched(request.data)
-
-
 def searched(value: Any) -> dict[str, Any]:
     """What a search asks for; `max_age_ms` belongs to `bounded`, which is nothing without it. ValidationError."""
     sent = _checked(SEARCH, value)

@@ -1,7 +1,8 @@
 """The short way to an answer that is at hand: a WSGI application that stands before Django (docs/decisions/0017).
 
-It knows one request, a plain native search, and one answer, stored bytes that are current. Whatever else comes, and
-whatever it is not sure of, goes on to Django as it came: the view says what is right, and only their speeds differ.
+It knows one request, a plain search, native or in Mem0's words, and one answer, stored bytes that are current. Whatever
+else comes, and whatever it is not sure of, goes on to Django as it came: the view says what is right, and only their
+speeds differ.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from io import BytesIO
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import orjson
 from django.conf import settings
@@ -21,24 +22,31 @@ from django.middleware.common import CommonMiddleware
 from django.middleware.security import SecurityMiddleware
 from rest_framework.exceptions import APIException
 
-from memory import clock, logs, recall
-from memory.api import answers, bodies, native
+from memory import clock, logs
+from memory.api import mem0_oss, mem0_platform, native
 from memory.api.middleware import log_access, own_headers, request_id
-from memory.api.native import Asked
 from memory.layers.l0_process import ByteLRU
-from memory.recall import Recalled
 from memory.tenancy import auth, keys, limits, projects
 from memory.tenancy.keys import Caller
+from memory.tenancy.projects import Policy
 
-ROUTE = "memory-search"
-PATHS = frozenset({"/api/v1/memory/search", "/api/v1/memory/search/"})
+ROUTES: dict[str, tuple[str, Searches]] = {
+    **dict.fromkeys(("/api/v1/memory/search", "/api/v1/memory/search/"), ("memory-search", native.Search)),
+    **{
+        f"/v{number}/memories/search{end}": ("mem0-search", mem0_platform.Search)
+        for number in (1, 2, 3)
+        for end in ("", "/")
+    },
+    **dict.fromkeys(("/search", "/search/"), ("oss-search", mem0_oss.Search)),
+}
+"""What is searched by which path, and what the log calls it."""
 JSON = frozenset({"application/json", "application/json; charset=utf-8", "application/json;charset=utf-8"})
 MAX_BODY_BYTES = 65_536
 """A longer body takes so long to read that the way there does not matter."""
 OUTSIDE = ("wsgi.url_scheme", "HTTP_X_FORWARDED_PROTO", "HTTP_HOST")
 """What Django's middlewares look at."""
 
-ASKED_BYTES = 4 << 20
+WANTED_BYTES = 4 << 20
 OVERHEAD_BYTES = 2000
 
 Environ = dict[str, Any]
@@ -46,8 +54,18 @@ Application = Callable[[Environ, Any], Iterable[bytes]]
 Headers = list[tuple[str, str]]
 
 
-_asked: ByteLRU[tuple[int, str | None, bytes], Asked] = ByteLRU(ASKED_BYTES)
+_wanted: ByteLRU[tuple[Searches, int, str | None, bytes], Any] = ByteLRU(WANTED_BYTES)
 """What bodies read before were found to ask, of this project and the user that the key is bound to."""
+
+
+class Searches(Protocol):
+    """A view that searches, as seen from here."""
+
+    scope: str
+
+    def wanted(self, sent: Any, caller: Caller) -> Any: ...
+
+    def at_hand(self, wanted: Any, policy: Policy, began: float) -> tuple[bytes, dict[str, str]] | None: ...
 
 
 class Hot:
@@ -60,14 +78,15 @@ class Hot:
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """See PEP 3333."""
-        found = self._answer(environ) if _plain(environ, self._most_bytes) else None
+        route = ROUTES.get(environ["PATH_INFO"])
+        found = self._answer(environ, *route) if route and _plain(environ, self._most_bytes) else None
         if found is None:
             return self._django(environ, start_response)
         headers, body = found
         start_response("200 OK", headers)
         return [body]
 
-    def _answer(self, environ: Environ) -> tuple[Headers, bytes] | None:
+    def _answer(self, environ: Environ, route: str, view: Searches) -> tuple[Headers, bytes] | None:
         began = clock.now()
         outer = self._outer_headers(*[environ.get(name) for name in OUTSIDE])
         if outer is None:
@@ -75,13 +94,13 @@ class Hot:
         name = request_id(environ)
         token = logs.begin(name)
         try:
-            caller = _caller(environ)
-            found = _found(environ, caller) if caller else None
+            caller = _caller(environ, view)
+            found = _found(environ, view, caller, began) if caller else None
             if found is None:
                 return None
-            body, headers = answers.search(found, began)
+            body, headers = found
             headers |= own_headers(name, caller, environ.get(auth.STANDING))
-            log_access("POST", ROUTE, 200, began)
+            log_access("POST", route, 200, began)
             return [*headers.items(), *outer, ("Content-Length", str(len(body)))], body
         except (APIException, ValueError):
             return None
@@ -93,8 +112,7 @@ def _plain(environ: Environ, most_bytes: int) -> bool:
     """Whether it is a search, sent in the way that leaves nothing to ask."""
     length = environ.get("CONTENT_LENGTH", "")
     return (
-        environ.get("PATH_INFO") in PATHS
-        and environ["REQUEST_METHOD"] == "POST"
+        environ["REQUEST_METHOD"] == "POST"
         and environ.get("CONTENT_TYPE") in JSON
         and not environ.get("QUERY_STRING")
         and "HTTP_TRANSFER_ENCODING" not in environ
@@ -104,7 +122,7 @@ def _plain(environ: Environ, most_bytes: int) -> bool:
     )
 
 
-def _caller(environ: Environ) -> Caller | None:
+def _caller(environ: Environ, view: Searches) -> Caller | None:
     """Who calls, counted against the key's limit; None where the key may not search now, or this process does not know
     it. AuthenticationFailed."""
     secret = auth.secret_of(environ)
@@ -116,23 +134,27 @@ def _caller(environ: Environ) -> Caller | None:
         standing = environ[auth.STANDING] = limits.take(caller.key, caller.requests_per_minute)
         if standing.wait:
             return None
-    return caller if native.Search.scope in caller.scopes else None
+    return caller if view.scope in caller.scopes else None
 
 
-def _found(environ: Environ, caller: Caller) -> Recalled | None:
-    """The answer, if it is at hand. ValidationError, KeyBound, ValueError."""
+def _found(environ: Environ, view: Searches, caller: Caller, began: float) -> tuple[bytes, dict[str, str]] | None:
+    """The answer and its headers, if it is at hand. APIException, ValueError."""
     policy = projects.known(caller.project)
     if policy is None:
         return None
     raw = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
     environ["wsgi.input"] = BytesIO(raw)
-    key = (caller.project, caller.user_id, raw)
-    asked = _asked.get(key)
-    if asked is None:
-        asked = native.asked(bodies.searched(orjson.loads(raw)), caller)
-        _asked.put(key, asked, 2 * len(raw) + OVERHEAD_BYTES)
-    logs.note(user_id=asked.query.scope.user_id)
-    return recall.at_hand(asked.query, policy, asked.wish, session_id=asked.session_id, explain=asked.explain)
+    key = (view, caller.project, caller.user_id, raw)
+    wanted = _wanted.get(key)
+    if wanted is None:
+        sent = orjson.loads(raw)
+        if not isinstance(sent, dict):
+            return None
+        wanted = view.wanted(sent, caller)
+        _wanted.put(key, wanted, 2 * len(raw) + OVERHEAD_BYTES)
+    if wanted.user_id is not None:
+        logs.note(user_id=wanted.user_id)
+    return view.at_hand(wanted, policy, began)
 
 
 def _outer_headers(*outside: str | None) -> Headers | None:

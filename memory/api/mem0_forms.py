@@ -10,18 +10,18 @@ from rest_framework.exceptions import APIException, NotFound, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from memory import clock, logs, rank, read, waits, write
+from memory import clock, rank, read, waits, write
 from memory.api import mem0_filters, problems
-from memory.api.answers import cache_status
 from memory.api.fields import Field, Ident, Record, Text, Wrong, named
 from memory.api.mem0_filters import APP, PINS, Branch
-from memory.api.native import Door, is_uuid
+from memory.api.native import Door, ids, is_uuid
 from memory.clock import Deadline
 from memory.errors import Overloaded
 from memory.layers.base import public
 from memory.models import Job
 from memory.tenancy.auth import may_see
-from memory.types import Answer, Memory, Query, Scope
+from memory.tenancy.keys import Caller
+from memory.types import Memory, Scope
 from memory.write import DELETE_ALL, Write
 
 WAIT_SECONDS = 55.0
@@ -104,34 +104,9 @@ class Mem0Door(Door):
 
     def scope_of(self, ids: Mapping[str, str]) -> Scope:
         """The ids of a write or search, if the caller may. BadRequest without any."""
-        if not ids.keys() & set(PINS):
-            raise BadRequest("At least one identifier is needed: user_id, agent_id or run_id.")
-        return self.ids(dict(ids))
+        return scope_of(ids, self.caller)
 
     # -- reading ------------------------------------------------------------------------------------------------------
-
-    def search(self, found: Sequence[Branch], sent: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[Answer]]:
-        """The best memories over all alternatives, best first, and the answers they are from."""
-        deadline = Deadline.after(READ_SECONDS)
-        queries = [
-            Query(
-                self.scope_of(branch.ids),
-                sent["query"],
-                sent["top_k"],
-                sent.get("threshold"),
-                branch.filters(),
-                sent.get("show_expired", False),
-            )
-            for branch in found
-        ]
-        answered = [read.search(query, self.policy, deadline) for query in queries]
-        rows = {row["id"]: row for answer in answered for row in orjson.loads(answer.entry.results)}
-        best = list(rows.values())
-        if len(answered) > 1:
-            best.sort(key=lambda row: row["score"] or 0.0, reverse=True)
-        if answered:
-            logs.note(layer=answered[0].layer, version=str(answered[0].version), reason=answered[0].reason)
-        return best[: sent["top_k"]], answered
 
     def listed(self, found: Iterable[Branch], *, expired: bool) -> tuple[list[Memory], bool]:
         """Every memory of the alternatives, newest first, and whether they are all."""
@@ -206,6 +181,13 @@ class Mem0Door(Door):
             return job
 
 
+def scope_of(named: Mapping[str, str], caller: Caller) -> Scope:
+    """The ids of a write or search, if the caller may. BadRequest without any, KeyBound."""
+    if not named.keys() & set(PINS):
+        raise BadRequest("At least one identifier is needed: user_id, agent_id or run_id.")
+    return ids(dict(named), caller)
+
+
 def body(request: Request) -> dict[str, Any]:
     """A request's body, which is an object. ValidationError."""
     if not isinstance(request.data, dict):
@@ -267,23 +249,6 @@ def results(job: Job) -> list[dict[str, Any]]:
 def shown(memory: Memory) -> dict[str, Any]:
     """A memory as `public` shows it, without a score."""
     return {name: value for name, value in public(memory).items() if name not in ("score", "source", "pending")}
-
-
-def meta(answered: Sequence[Answer]) -> dict[str, Any]:
-    """Where an answer is from and how good it is: of several, of the worst."""
-    worst = max(answered, key=lambda answer: (answer.degraded, answer.stale, answer.age_ms))
-    return {
-        "layer": worst.layer,
-        "stale": worst.stale,
-        "degraded": worst.degraded,
-        "reason": worst.reason,
-        "age_ms": worst.age_ms,
-    }
-
-
-def headers(answered: Sequence[Answer]) -> dict[str, str]:
-    """The same for caches and tools; only where there was one answer."""
-    return {"Cache-Status": cache_status(answered[0])} if len(answered) == 1 else {}
 
 
 def no_memory(memory_id: str) -> NoReturn:

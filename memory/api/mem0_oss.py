@@ -29,13 +29,14 @@ from memory.api.mem0_forms import (
     checked,
     exception_handler,
     facts,
-    headers,
     refused,
     results,
     shown,
 )
+from memory.api.mem0_search import Searching, Wanted, queries
 from memory.clock import Deadline
 from memory.models import Job
+from memory.tenancy.keys import Caller
 
 ADD = Record(
     {
@@ -111,18 +112,19 @@ class Memories(OSSDoor):
         return _done(self.wait(self.delete_all([ids]))[0], "All relevant memories deleted")
 
 
-class Search(OSSDoor):
+class Search(OSSDoor, Searching):
     """The best memories for a query."""
 
-    scope = "read"
+    @staticmethod
+    def wanted(sent: dict[str, Any], caller: Caller) -> Wanted:
+        """See Searching."""
+        good = checked(SEARCH, sent)
+        return Wanted(queries(sent, good, good["top_k"], caller), good["top_k"])
 
-    def post(self, request: Request) -> Response:
-        """Search."""
-        sent = checked(SEARCH, body(request))
-        rows, answered = self.search(asked(body(request)), sent)
-        return Response(
-            {"results": [_memory(row) | {"score": row["score"]} for row in rows]}, headers=headers(answered)
-        )
+    @staticmethod
+    def row(found: Mapping[str, Any]) -> dict[str, Any]:
+        """See Searching."""
+        return _memory(found) | {"score": found["score"]}
 
 
 class OneMemory(OSSDoor):

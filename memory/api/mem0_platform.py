@@ -33,19 +33,19 @@ from memory.api.mem0_forms import (
     checked,
     facts,
     filtered,
-    headers,
     ids_in,
-    meta,
     no_memory,
     refused,
     results,
     shown,
 )
+from memory.api.mem0_search import Searching, Wanted, queries
 from memory.api.native import is_uuid
 from memory.clock import Deadline
 from memory.models import Feedback, Job
 from memory.tenancy.auth import ANY_SCOPE
-from memory.types import Memory
+from memory.tenancy.keys import Caller
+from memory.types import Answer, Memory
 
 MAX_BATCH = 1000
 EXPORT_SALT = "memsvc.mem0.export"
@@ -170,19 +170,29 @@ class Memories(Add):
         return _done(self.wait(self.delete_all(alternatives)), "Memories deleted.")
 
 
-class Search(Mem0Door):
+class Search(Searching):
     """The best memories for a query."""
 
-    scope = "read"
+    @staticmethod
+    def wanted(sent: dict[str, Any], caller: Caller) -> Wanted:
+        """See Searching."""
+        good = checked(SEARCH, sent)
+        refused(sent, NOT_SEARCHED)
+        top_k = good.get("top_k", good.get("limit", 10))
+        return Wanted(queries(sent, good, top_k, caller), top_k, tuple(good.get("fields", ())))
 
-    def post(self, request: Request) -> Response:
-        """Search."""
-        sent = checked(SEARCH, body(request))
-        refused(body(request), NOT_SEARCHED)
-        sent["top_k"] = sent.get("top_k", sent.get("limit", 10))
-        rows, answered = self.search(asked(body(request)), sent)
-        told = [_fields(_memory(row) | {"score": row["score"]}, sent) for row in rows]
-        return Response({"results": told} | ({"meta": meta(answered)} if answered else {}), headers=headers(answered))
+    @staticmethod
+    def row(found: Mapping[str, Any]) -> dict[str, Any]:
+        """See Searching."""
+        return _memory(found) | {"score": found["score"]}
+
+    @staticmethod
+    def meta(answered: Sequence[Answer]) -> dict[str, Any]:
+        """Where an answer is from and how good it is: of several, of the worst."""
+        if not answered:
+            return {}
+        worst = max(answered, key=lambda answer: (answer.degraded, answer.stale, answer.age_ms))
+        return {"meta": {name: getattr(worst, name) for name in ("layer", "stale", "degraded", "reason", "age_ms")}}
 
 
 class Listing(Mem0Door):

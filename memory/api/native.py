@@ -64,24 +64,6 @@ def ids(sent: dict[str, Any], caller: Caller) -> Scope:
     return Scope(caller.project, sent.get("user_id"), sent.get("agent_id"), sent.get("run_id"))
 
 
-class Asked(NamedTuple):
-    """A search as its body says it."""
-
-    query: Query
-    wish: read.Wish
-    session_id: str | None
-    explain: bool
-    timeout_ms: int
-
-
-def asked(sent: dict[str, Any], caller: Caller) -> Asked:
-    """What a search asks, if the caller may. KeyBound."""
-    scope = ids(sent, caller)
-    query = Query(scope, sent["query"], sent["top_k"], sent.get("threshold"), sent.get("filters", ""))
-    wish = read.Wish(sent["consistency"], sent.get("max_age_ms", 0), sent.get("min_version", 0))
-    return Asked(query, wish, sent.get("session_id"), sent.get("explain", False), sent["timeout_ms"])
-
-
 class Writing(Door):
     """Routes that make a job."""
 
@@ -164,10 +146,41 @@ class Extract(Writing):
         return self.accept(request, Write("extract", self.ids(sent), payload, None, *key), sent)
 
 
+class Wanted(NamedTuple):
+    """A search as its body says it."""
+
+    query: Query
+    wish: read.Wish
+    session_id: str | None
+    explain: bool
+    timeout_ms: int
+
+    @property
+    def user_id(self) -> str | None:
+        """Whom it is about."""
+        return self.query.scope.user_id
+
+
 class Search(Door):
     """The best memories for a query."""
 
     scope = "read"
+
+    @staticmethod
+    def wanted(sent: Any, caller: Caller) -> Wanted:
+        """What a body asks, if the caller may. ValidationError, KeyBound."""
+        good = bodies.searched(sent)
+        scope = ids(good, caller)
+        query = Query(scope, good["query"], good["top_k"], good.get("threshold"), good.get("filters", ""))
+        wish = read.Wish(good["consistency"], good.get("max_age_ms", 0), good.get("min_version", 0))
+        return Wanted(query, wish, good.get("session_id"), good.get("explain", False), good["timeout_ms"])
+
+    @staticmethod
+    def at_hand(wanted: Wanted, policy: Policy, began: float) -> tuple[bytes, dict[str, str]] | None:
+        """The answer and its headers where it is stored and current; None otherwise, and then nothing is counted."""
+        query, wish, session_id, explain, _ = wanted
+        found = recall.at_hand(query, policy, wish, session_id=session_id, explain=explain)
+        return answers.search(found, began) if found else None
 
     @operation(
         "memory_search",
@@ -179,7 +192,8 @@ class Search(Door):
     def post(self, request: Request) -> HttpResponse:
         """Search."""
         began = clock.now()
-        query, wish, session_id, explain, timeout_ms = asked(bodies.search(request), self.caller)
+        bodies.query(request, bodies.NOTHING)
+        query, wish, session_id, explain, timeout_ms = self.wanted(request.data, self.caller)
         deadline = Deadline(began + timeout_ms / 1000)
         found = recall.search(query, self.policy, deadline, wish, session_id=session_id, explain=explain)
         body, headers = answers.search(found, began)

@@ -15,12 +15,12 @@ import pytest
 from django.core.handlers.wsgi import WSGIHandler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rest_framework.exceptions import ValidationError
+from rest_framework.exceptions import APIException, ValidationError
 
 from memory import clock, metrics, refreshing, stack, versions
 from memory import keys as names
 from memory.api import bodies
-from memory.api.hot import Hot
+from memory.api.hot import ROUTES, Hot
 from memory.layers.base import encode, pack
 from memory.logs import JSONFormatter
 from memory.models import ApiKey, Project
@@ -116,6 +116,26 @@ class State:
     session: str = "none"
 
 
+NATIVE, PLATFORM, OSS = "/api/v1/memory/search", "/v2/memories/search/", "/search"
+IN_MEM0S_WORDS: list[dict[str, Any]] = [
+    {"query": "drink?", "user_id": "ann"},
+    {"query": "drink?", "filters": {"user_id": "ann"}},
+    {"query": "drink?", "filters": {"AND": [{"user_id": "ann"}, {"room": "kitchen"}]}},
+    {"query": "drink?", "filters": {"OR": [{"user_id": "ann"}, {"user_id": "ben"}]}},
+    {"query": "drink?", "filters": {"user_id": "*"}},
+    {"query": "cà phê", "user_id": "ben", "limit": 3, "output_format": "v1.1"},
+    {"query": "drink?", "user_id": "ann", "top_k": 5, "fields": ["memory"], "threshold": 0.1},
+    {"query": "drink?", "user_id": "ann", "top_k": 0},
+    {"query": "drink?", "user_id": "ann", "show_expired": True},
+    {"query": "drink?", "user_id": "ann", "categories": ["food"]},
+    {"query": "drink?", "user_id": 5},
+    {"query": "", "user_id": "ann"},
+    {"query": "drink?"},
+    {"query": "drink?", "filters": ["user_id"]},
+    {"query": "drink?", "agent_id": "a"},
+]
+
+
 @dataclass(frozen=True)
 class Asked:
     """One request."""
@@ -123,6 +143,7 @@ class Asked:
     key: str = "every"
     body: bytes | Mapping[str, Any] = field(default_factory=lambda: {"user_id": "ann", "query": "drink?"})
     headers: Mapping[str, str | None] = field(default_factory=dict)
+    path: str = NATIVE
 
 
 ENTRIES = ("current", "behind", "expired", "local")
@@ -142,6 +163,10 @@ STATES = st.builds(
 @st.composite
 def requests(draw: st.DrawFn) -> Asked:
     """Mostly as they should be, with one thing odd here and there."""
+    if draw(st.integers(0, 3)) == 0:
+        odd_headers = draw(st.sampled_from(({}, {}, *ODD_KEYS, *ODD_HEADERS)))
+        path = draw(st.sampled_from((PLATFORM, PLATFORM[:-1].replace("2", "1"), OSS, OSS + "/")))
+        return Asked(draw(st.sampled_from(KEYS)), draw(st.sampled_from(IN_MEM0S_WORDS)), odd_headers, path)
     chosen = ["user_id", "query", *draw(st.lists(st.sampled_from(sorted(GOOD)), max_size=2))]
     body: Any = {name: draw(st.sampled_from(GOOD[name])) for name in chosen}
     if draw(st.integers(0, 3)) == 0:
@@ -177,6 +202,7 @@ class World:
         said = [Said("user", "Is there any cold tea to drink?", {}), Said("user", "I had tea.", {})]
         store.add("s", "ann", said, projects.policy(project.pk))
         pins = [Pin(one.pk, "user", name) for one in (project, elsewhere) for name in ("ann", "ben")]
+        pins += [Pin(one.pk, "agent", "a") for one in (project, elsewhere)]
         self.versions = {version.pin: version.number for version in versions.move(pins)}
         ApiKey.objects.filter(pk=self.keys["revoked"][0].pk).update(revoked_at="2026-01-01T00:00Z")
         self.left_to_django = 0
@@ -196,7 +222,7 @@ class World:
         raw = self.raw(asked)
         environ: dict[str, Any] = {
             "REQUEST_METHOD": "POST",
-            "PATH_INFO": "/api/v1/memory/search",
+            "PATH_INFO": asked.path,
             "SCRIPT_NAME": "",
             "QUERY_STRING": "",
             "CONTENT_TYPE": "application/json",
@@ -228,6 +254,12 @@ class World:
     def query(self, asked: Asked, *, told: bool = True) -> Query:
         """What is asked, or else what mostly is."""
         project = self.keys[asked.key][0].project_id
+        if told and asked.path != NATIVE:
+            caller = keys.Caller(0, project, frozenset())
+            try:
+                return ROUTES[asked.path][1].wanted(asked.body, caller).queries[0]
+            except (APIException, IndexError):
+                return Query(Scope(project, "ann"), "drink?")
         try:
             sent = bodies.searched(orjson.loads(self.raw(asked))) if told else {}
         except (ValidationError, ValueError):
@@ -357,6 +389,8 @@ ODDITIES = [
     *(Asked(body={"user_id": "ann", "query": "drink?"} | odd) for odd in ODD_FIELDS),
     *(Asked(body=raw) for _, raw in SPOILT),
     *(Asked(headers=odd) for odd in (*ODD_HEADERS, *ODD_KEYS)),
+    *(Asked(body=body, path=path) for body in IN_MEM0S_WORDS for path in (PLATFORM, OSS)),
+    *(Asked(body=IN_MEM0S_WORDS[0], headers=odd, path=PLATFORM) for odd in (*ODD_HEADERS, *ODD_KEYS)),
 ]
 
 
@@ -381,6 +415,12 @@ AT_HAND = {
         TALKED,
         ["stm.L0 miss", "stm.L1 hit", "L0 miss", "L2 hit"],
     ),
+    "in the Platform's words": (State(l0="current"), Asked(body=IN_MEM0S_WORDS[6], path=PLATFORM), ["L0 hit"]),
+    "in the words of Mem0's server": (
+        State(l2="current"),
+        Asked(body=IN_MEM0S_WORDS[0], path=OSS),
+        ["L0 miss", "L2 hit"],
+    ),
     "of the one user": (State(l2="current"), Asked(key="of ann"), ["L0 miss", "L2 hit"]),
 }
 
@@ -393,7 +433,9 @@ def test_what_is_at_hand_needs_no_django(world: World, case: str) -> None:
     project, layer = world.project.pk, lookups[-1][:2] if lookups else "L0"
     split = [one.split() for one in lookups]
     looked = {(project, "lookups", f"layer={where},outcome={outcome}"): 1 for where, outcome in split}
-    answered = {(project, "searches", f"layer={layer}"): 1, (0, "search_seconds", f"layer={layer},"): 1}
+    answered = {(project, "searches", f"layer={layer}"): 1}
+    if asked.path == NATIVE:
+        answered[0, "search_seconds", f"layer={layer},"] = 1
     assert told["counted"] == looked | answered
     assert [line["layer"] for line in told["logged"]] == [layer]
 
