@@ -19,6 +19,7 @@ from django.conf import settings
 from memory import clock, db, merge, metrics, nearness, rank, read, stack
 from memory.clock import Deadline
 from memory.errors import DatabaseUnavailable, LayerError, MemsvcError, OriginTimeout
+from memory.layers.l0_process import OVERHEAD_BYTES, ByteLRU
 from memory.layers.l2_results import Trip
 from memory.merge import Near, Weights
 from memory.pending import Item
@@ -27,14 +28,19 @@ from memory.read import STRICT, Wish
 from memory.stm import search as session
 from memory.stm.search import Found
 from memory.tenancy.projects import Policy
-from memory.types import Answer, Entry, Memory, Query
+from memory.types import Answer, Entry, Memory, Pin, Query
 
 T = TypeVar("T")
 Said = tuple[Sequence[Near], str]
 """What a session has to say, and which layer told."""
 
+TOGETHER_BYTES = 4 << 20
 UNKNOWN_SCORE = 0.5
 """Of a pending fact that shares no word with the question, where no vector can tell how near it is."""
+
+
+_together: ByteLRU[tuple[tuple[Pin, str], bool], tuple[Entry, Sequence[Near], bytes]] = ByteLRU(TOGETHER_BYTES)
+"""The last merger of a question's answer with what a session said: of the very same two it is the same."""
 
 
 class Recalled(NamedTuple):
@@ -165,13 +171,20 @@ def _merged(query: Query, answer: Answer, said: Sequence[Near], stm: str | None,
     items = answer.pending.of(query.scope) if answer.pending else ()
     if not items and not said:
         return Recalled(answer, answer.entry.results, stm)
+    parts, key = (answer.entry, said), (query.slot, explain)
+    if not items:
+        before = _together.get(key)
+        if before is not None and before[0] is parts[0] and before[1] is parts[1]:
+            return Recalled(answer, before[2], stm)
     results = orjson.loads(answer.entry.results)
     near = merge.needed([*on_their_way(query, items), *said], results, answer.entry.stored_by())
     if not near:
         return Recalled(answer, answer.entry.results, stm)
     weights = Weights(settings.MERGE_BOTH_PERCENT / 100, settings.MERGE_STM_PERCENT / 100)
-    merged = merge.together(results, near, query.top_k, weights, explain=explain)
-    return Recalled(answer, orjson.dumps(merged), stm)
+    merged = orjson.dumps(merge.together(results, near, query.top_k, weights, explain=explain))
+    if not items:
+        _together.put(key, (*parts, merged), len(merged) + OVERHEAD_BYTES)
+    return Recalled(answer, merged, stm)
 
 
 def _done(found: Found) -> Future[Found]:

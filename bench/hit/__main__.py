@@ -52,6 +52,7 @@ class Contestant:
     server: str
     asks: Mapping[str, Any]
     mark: bytes
+    path: str = "/api/v1/memory/search"
 
 
 BOUNDED = {"consistency": "bounded", "max_age_ms": 5000}
@@ -71,6 +72,8 @@ CONTESTANTS = (
     Contestant(L0, "hot", {}, b"detail=L0"),
     Contestant(BOUND, "hot", BOUNDED, b"detail=L0"),
     Contestant("strict with a session, from L0", "hot", {"session_id": "of the user"}, b'"stm_layer":"stm.L0"'),
+    Contestant("in the Platform's words, from L0", "hot", {}, b"detail=L0", "/v2/memories/search/"),
+    Contestant("in the words of Mem0's server, from L0", "hot", {}, b"detail=L0", "/search"),
 )
 
 
@@ -154,9 +157,10 @@ def _requests(contestant: Contestant, port: int, key: str) -> list[bytes]:
     found = []
     for user in _users():
         session = {"session_id": user} if "session_id" in contestant.asks else {}
-        body = orjson.dumps({"user_id": user, "query": _question(user), **contestant.asks, **session})
+        size = {"top_k": FACTS} if "memory" not in contestant.path.split("/") else {}
+        body = orjson.dumps({"user_id": user, "query": _question(user), **size, **contestant.asks, **session})
         head = (
-            f"POST /api/v1/memory/search HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n"
+            f"POST {contestant.path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         found.append(head.encode() + body)

@@ -5,6 +5,7 @@ Each figure is the least of some rounds, which what else the machine does distur
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import sys
@@ -26,8 +27,8 @@ def measure(key: str, asks: Mapping[str, Any], bounded: Mapping[str, Any]) -> di
     from django.test import override_settings
     from django.urls import path
 
-    from memory import clock, read, recall, stack
-    from memory.api import answers, hot, middleware
+    from memory import clock, metrics, read, recall, stack
+    from memory.api import answers, hot, middleware, native
     from memory.logs import Lines
     from memory.tenancy import keys, projects
 
@@ -53,24 +54,27 @@ def measure(key: str, asks: Mapping[str, Any], bounded: Mapping[str, Any]) -> di
     environ = _environ(raw, key)
     again()
     call(application)
-    query, wish = hot._asked.get((caller.project, caller.user_id, raw)) or (None, None)
-    assert query is not None
-    assert wish is not None
-    policy = projects.policy(caller.project)
+    gc.collect()
+    gc.freeze()  # as memsvc.wsgi does
+    wanted = native.Search.wanted(asks, caller)
+    query, policy = wanted.query, projects.policy(caller.project)
     trip = stack.L2.fetch(query, policy.generation)
-    answer = read.at_hand(query, policy, trip, wish)
-    assert answer is not None
-    found = recall.Recalled(answer, answer.entry.results)
+    found = recall.at_hand(query, policy, wanted.wish)
+    assert trip.version is not None
+    assert found is not None
+    version = trip.version
     steps: dict[str, Callable[[], object]] = {
         "is it plain, and Django's headers": lambda: (
             hot._plain(environ, 10**6),
             application._outer_headers("http", None, "a"),
         ),
-        "its key": lambda: hot._caller(environ),
+        "its key": lambda: hot._caller(environ, native.Search),
         "its project": lambda: projects.known(caller.project),
-        "what its body asks": lambda: hot._asked.get((caller.project, caller.user_id, raw)),
-        "the round trip": lambda: stack.L2.fetch(query, policy.generation),
-        "L0, and what is counted": lambda: read.at_hand(query, policy, trip, wish),
+        "what its body asks": lambda: hot._wanted.get((native.Search, caller.project, caller.user_id, raw)),
+        "the round trip, for the version alone": lambda: stack.L2.state(query.slot[0], policy.generation),
+        "the round trip, with the entry": lambda: stack.L2.fetch(query, policy.generation),
+        "L0": lambda: stack.L0.get(query, version, policy.generation),
+        "what is counted": lambda: metrics.add(read._looked(policy.id, "L0 hit") + read._answered(policy.id, "L0")),
         "the answer around its bytes": lambda: answers.search(found, clock.now()),
         "our headers": lambda: middleware.own_headers("x", caller, None),
         "the log line": lambda: middleware.log_access("POST", "x", 200, 0.0),
