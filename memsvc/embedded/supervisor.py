@@ -153,7 +153,9 @@ class Supervisor:
         listen = ["--host", settings.BIND_ADDRESS, "--port", str(settings.PORT)]
         size = ["--workers", str(settings.WEB_PROCESSES), "--blocking-threads", str(settings.WEB_THREADS)]
         static = ["--static-path-route", "/static", "--static-path-mount", str(settings.STATIC_ROOT)]
-        care = ["--respawn-failed-workers", "--respawn-interval", "1", "--workers-kill-timeout", "8"]
+        # SIGHUP replaces one after another: each new one has so long to load before the old one stops, and that one so
+        # long to end what it has accepted, the longest of which waits for 55 s.
+        care = ["--respawn-failed-workers", "--respawn-interval", "15", "--workers-kill-timeout", "60"]
         web = ["--interface", "wsgi", "--no-ws", "--log-level", "warning", *listen, *size, *static, *care]
         return [
             python("web", "granian", *web, "memsvc.wsgi:application"),

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -240,6 +241,37 @@ def test_a_web_process_that_dies_is_replaced_while_the_other_answers(one):
     assert eventually(lambda: answers(one)) == 200
     eventually(lambda: len(of_session(web.pid)) == len(before) and max(of_session(web.pid)) != max(before))
     assert one.records()["web"] == web
+
+
+def test_web_processes_are_restarted_without_a_request_dropped(one):
+    """SIGHUP to the web's parent, as docs/configuration.md has it: new processes take over, the old ones end their
+    requests. Clients that connect for each request notice nothing."""
+    add(one, "r", "I drink tea.")
+    eventually(lambda: one.call("POST", "/api/v1/memory/search", {"user_id": "r", "query": "tea"}).status_code == 200)
+    web = one.records()["web"]
+    before = set(of_session(web.pid)) - {web.pid}
+    said: list[object] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                said.append(one.call("POST", "/api/v1/memory/search", {"user_id": "r", "query": "tea"}).status_code)
+            except requests.RequestException as error:
+                said.append(error)
+
+    clients = [threading.Thread(target=ask) for _ in range(4)]
+    for client in clients:
+        client.start()
+    try:
+        process_kill(web.pid, signal.SIGHUP)
+        eventually(lambda: len(set(of_session(web.pid)) - before) == len(before) + 1, 120)
+        eventually(lambda: not before & set(of_session(web.pid)), 120)
+    finally:
+        over.set()
+        for client in clients:
+            client.join()
+    assert set(said) == {200}
 
 
 def answers(live: Live) -> int:
