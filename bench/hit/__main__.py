@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -27,6 +28,7 @@ from uuid import UUID
 import orjson
 
 from bench.hit import load, steps
+from bench.measure import cpu
 from bench.services import servers
 from tests.live import free_port
 
@@ -41,7 +43,6 @@ SETTINGS = {
 }
 USERS, FACTS, TURNS = 8, 10, 20
 WARM_SECONDS = 0.5
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -210,28 +211,15 @@ def _wait(port: int) -> None:
             return
 
 
-def _cpu(*pids: int) -> float:
-    """Seconds that these processes and their children have used."""
-    total = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(folder.name) in pids or int(fields[1]) in pids:
-            total += int(fields[11]) + int(fields[12])
-    return total / TICKS
-
-
 # -- what came of it ---------------------------------------------------------------------------------------------------
 
 
 def _run(contestant: Contestant, server: Server, key: str, connections: int, seconds: float) -> dict[str, Any]:
     requests = _requests(contestant, server.port, key)
-    load.run(server.port, requests, connections, WARM_SECONDS, contestant.mark)
-    before = _cpu(server.pid), _cpu(server.cache)
-    done = load.run(server.port, requests, connections, seconds, contestant.mark)
-    after = _cpu(server.pid), _cpu(server.cache)
+    load.run(server.port, cycle(requests), connections, WARM_SECONDS, contestant.mark)
+    before = cpu(server.pid), cpu(server.cache)
+    done = load.run(server.port, cycle(requests), connections, seconds, contestant.mark)
+    after = cpu(server.pid), cpu(server.cache)
     count = len(done.took)
     done.took.sort()
     told = {
