@@ -25,8 +25,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import orjson
-
 from bench.hit import load, steps
 from bench.measure import cpu
 from bench.services import servers
@@ -155,12 +153,8 @@ def _requests(contestant: Contestant, port: int, key: str) -> list[bytes]:
     found = []
     for user in _users():
         session = {"session_id": user} if "session_id" in contestant.asks else {}
-        body = orjson.dumps({"user_id": user, "query": _question(user), **contestant.asks, **session})
-        head = (
-            f"POST /api/v1/memory/search HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        found.append(head.encode() + body)
+        body = {"user_id": user, "query": _question(user), **contestant.asks, **session}
+        found.append(load.post(port, "/api/v1/memory/search", body, f"Authorization: Bearer {key}"))
     return found
 
 

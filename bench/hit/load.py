@@ -10,6 +10,9 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
 
 END = b"\r\n\r\n"
 LENGTH = b"content-length: "
@@ -53,6 +56,16 @@ class _Caller:
             return None
         answer, self.received = self.received, b""
         return answer
+
+
+def post(port: int, path: str, body: Any, header: str) -> bytes:
+    """A request as it is sent, with one header of the caller's."""
+    raw = orjson.dumps(body)
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{header}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n"
+    )
+    return head.encode() + raw
 
 
 def run(port: int, requests: Iterator[bytes], connections: int, seconds: float, mark: bytes) -> Load:
