@@ -1,6 +1,10 @@
 # Needs make and Python 3.11 or 3.12; everything else comes into .venv.
 .DEFAULT_GOAL := help
+<<<<<<< Updated upstream
 .PHONY: help up manage demo test conformance chaos mutants prove bench-stall bench-outage bench-rebuild bench-agreement bench-quality bench-stm bench-hit bench-mem0 bench-trace lint audit fmt clean
+=======
+.PHONY: help up manage demo test conformance chaos mutants prove bench-stall bench-outage bench-rebuild bench-agreement bench-quality bench-stm bench-hit bench-peers lint audit fmt clean
+>>>>>>> Stashed changes
 
 PYTHON := .venv/bin/python
 INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -67,6 +71,9 @@ bench-trace: ## one trace of traffic to Mem0 alone and through memsvc: hits by l
 
 bench-hit: ## a question asked before, beside a Django view that does nothing
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.hit $(ARGS)
+
+bench-peers: ## other memory services beside memsvc: questions asked before, and never asked before
+	@$(INSTALL) dev && exec $(PYTHON) -m bench.peers $(ARGS)
 
 lint: ## what CI checks beside the tests
 	@$(INSTALL) dev
