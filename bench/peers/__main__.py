@@ -37,7 +37,7 @@ QUIET_SECONDS, QUIET_SHARE, QUIET_AFTER = 0.3, 0.15, 10.0
 """A contestant is quiet when for so long it uses less than this share of a core; it is given so long to become so."""
 EMBEDDERS: dict[str, tuple[list[str], str, int]] = {
     "local": (["--local"], LocalEmbedder.name, LocalEmbedder.dimensions),
-    "120 ms": (["--delay", "0.12"], "text-embedding-3-small", embedding_server.DIMENSIONS),
+    "slow": (["--delay", "0.12"], "text-embedding-3-small", embedding_server.DIMENSIONS),
 }
 """Options of the endpoint, the model's name there, its dimensions."""
 
@@ -50,13 +50,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2)
     chosen = parser.parse_args()
-    told = {}
-    for name in chosen.embedders:
+    for embedder in chosen.embedders:
         with tempfile.TemporaryDirectory(prefix="memsvc-bench-") as folder:
-            told[name] = Measurement(chosen, name, Path(folder)).run()
-    save("peers", {**vars(chosen), "users": USERS, "facts": FACTS, "repeated": ASKED}, embedders=told)
-    for name, measured in told.items():
-        _show(name, measured)
+            measured = Measurement(chosen, embedder, Path(folder)).run()
+        save(f"peers-{embedder}", {**vars(chosen), "users": USERS, "facts": FACTS, "repeated": ASKED}, **measured)
+        _show(embedder, measured)
 
 
 class Measurement:

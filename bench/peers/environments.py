@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from sysconfig import get_platform
 
 HERE = Path(__file__).resolve().parent
 FOLDER = Path(os.environ.get("MEMSVC_PEERS", HERE.parent.parent / ".peers"))
@@ -66,8 +67,9 @@ def _install(name: str, python: Path, *options: str | Path) -> None:
 def _run(*words: str | Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or done.stderr.splitlines()
-        raise Unavailable("it cannot be installed: " + (said[-1] if said else f"status {done.returncode}"))
+        lines = done.stderr.splitlines() or [f"status {done.returncode}"]
+        said = [line for line in lines if line.startswith("ERROR:")] or lines
+        raise Unavailable(f"it cannot be installed on {get_platform()}: {said[-1]}")
 
 
 def _interpreter(version: str) -> str | None:
