@@ -39,8 +39,9 @@ class Contestant(Protocol):
     mark: bytes
     """What stands in every answer that holds a memory."""
     runs: str
+    """Its versions, processes and servers."""
     differs: str
-    """From its defaults, beside where its servers and its embedder are."""
+    """Where it leaves its defaults, beside where its servers and its embedder are."""
     port: int
 
     def start(self) -> None:
@@ -127,7 +128,8 @@ class _Peer:
     def _run(self, name: str, *argv: str | Path, **env: object) -> Process:
         home = self.folder / "home"
         home.mkdir(parents=True, exist_ok=True)
-        own = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        own = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8"}
+        own["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it looks for prices on the net before it starts
         given = {name: str(value) for name, value in env.items()}
         process = Process(self.folder, name, [str(word) for word in argv], env=own | given, cwd=home)
         process.start()
