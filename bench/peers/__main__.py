@@ -164,10 +164,10 @@ def _show(embedder: str, measured: Mapping[str, Any]) -> None:
     for name, why in measured["missing"].items():
         print(f"| {name} | **not measured**: {' '.join(why.split())} | | |")
     runs = measured["runs"]
+    print("\nMedians; ratios to memsvc's req/s within a round.\n")
+    print("| questions, clients | | req/s | memsvc ÷ it (range) | p50 / p95 / p99, ms | CPU µs | texts embedded |")
+    print("|---|---|---|---|---|---|---|")
     for kind, clients in dict.fromkeys((run["kind"], run["clients"]) for run in runs):
-        print(f"\n{kind.capitalize()} questions, {clients} clients; medians, ratios within a round\n")
-        print("| | req/s | memsvc ÷ it (range) | p50 / p95 / p99, ms | CPU µs | texts embedded | with memories |")
-        print("|---|---|---|---|---|---|---|")
         of = [run for run in runs if (run["kind"], run["clients"]) == (kind, clients)]
         ours = [run["rate"] for run in of if run["name"] == Memsvc.name]
         for name in dict.fromkeys(run["name"] for run in of):
@@ -175,10 +175,12 @@ def _show(embedder: str, measured: Mapping[str, Any]) -> None:
             at = medians(own)
             ratios = [our / run["rate"] for our, run in zip(ours, own, strict=True)]
             print(
-                f"| {name} | {at['rate']:,.1f} | {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) "
-                f"| {at['p50']:.1f} / {at['p95']:.1f} / {at['p99']:.1f} | {at['cpu']:,.0f} | {at['texts']:.2f} "
-                f"| {at['answered']:.1%} |"
+                f"| {kind}, {clients} | {name} | {at['rate']:,.1f} "
+                f"| {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) "
+                f"| {at['p50']:.1f} / {at['p95']:.1f} / {at['p99']:.1f} | {at['cpu']:,.0f} | {at['texts']:.2f} |"
             )
+    empty = [run for run in runs if run["answered"] < 1]
+    print(f"\nRuns in which some answer held no memory: {len(empty)} of {len(runs)}.")
 
 
 if __name__ == "__main__":
