@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or 3.12; everything else comes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help up manage demo test conformance chaos mutants prove bench-stall bench-outage bench-rebuild bench-agreement bench-quality bench-stm bench-hit lint audit fmt clean
+.PHONY: help up manage demo test conformance chaos mutants prove bench-stall bench-outage bench-rebuild bench-agreement bench-quality bench-stm bench-hit bench-mem0 bench-trace bench-peers lint audit fmt clean
 
 PYTHON := .venv/bin/python
 INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -11,7 +11,7 @@ INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
 	$$found -m memsvc.embedded.install
 
 help: ## show this
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' Makefile
 
 up: ## install what is missing, start everything, print where it is; Ctrl-C stops it
 	@$(INSTALL) up && exec $(PYTHON) -m memsvc.embedded up
@@ -59,8 +59,17 @@ bench-quality: ## every ranking beside Mem0's own search: how well it finds what
 bench-stm: ## short-term memory: its context, recall of either memory and both, round trips, Vietnamese
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.stm $(ARGS)
 
+bench-mem0: ## memsvc beside Mem0 itself over REST: repeated questions, new ones, cold users
+	@$(INSTALL) dev && exec $(PYTHON) -m bench.beside $(ARGS)
+
+bench-trace: ## one trace of traffic to Mem0 alone and through memsvc: hits by layer, times, calls, staleness
+	@$(INSTALL) dev && exec $(PYTHON) -m bench.trace $(ARGS)
+
 bench-hit: ## a question asked before, beside a Django view that does nothing
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.hit $(ARGS)
+
+bench-peers: ## other memory services beside memsvc: questions asked before, and never asked before
+	@$(INSTALL) dev && exec $(PYTHON) -m bench.peers $(ARGS)
 
 lint: ## what CI checks beside the tests
 	@$(INSTALL) dev

@@ -36,6 +36,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 DATABASE = "fake_mem0"
 COLLECTION = "memories"
+LOCAL_DIMENSIONS, OPENAI_DIMENSIONS = 384, 1536
 LISTED, SCANNED = 1000, 10_000
 CONNECTIONS = 16
 SEEN = 2000
@@ -130,6 +131,22 @@ class CountingEmbedder:
         return self._embedder.embed([text[:SEEN] for text in texts], "symmetric").tolist()  # type: ignore[no-any-return]
 
 
+class CountedEmbedder:
+    """Mem0's own client of an OpenAI-compatible endpoint, its texts counted."""
+
+    def __init__(self, made: Any) -> None:
+        self._made = made
+        self.texts = 0
+
+    def embed(self, text: str, memory_action: str = "add") -> list[float]:
+        self.texts += 1
+        return self._made.embed(text, memory_action)  # type: ignore[no-any-return]
+
+    def embed_batch(self, texts: list[str], memory_action: str = "add") -> list[list[float]]:
+        self.texts += len(texts)
+        return self._made.embed_batch(texts, memory_action)  # type: ignore[no-any-return]
+
+
 class WordEmbedder:
     """Texts that share words lie near each other: enough where what is near does not matter, and costs nothing."""
 
@@ -160,7 +177,9 @@ class EchoLLM:
 class Memories:
     """The server's operations over one `mem0ai` instance."""
 
-    def __init__(self, database: str, home: Path, *, by_words: bool = False) -> None:
+    def __init__(
+        self, database: str, home: Path, *, by_words: bool = False, embeddings: str = "", hnsw: bool = False
+    ) -> None:
         home.mkdir(parents=True, exist_ok=True)
         os.environ |= {"MEM0_TELEMETRY": "false", "MEM0_DIR": str(home)}
         from mem0 import Memory
@@ -170,6 +189,7 @@ class Memories:
 
         self.bad_input = (ValueError, Mem0ValidationError)
         key = {"api_key": "unused"}
+        endpoint = {"openai_base_url": embeddings} if embeddings else {}
         self.mem0 = Memory.from_config(
             {
                 "vector_store": {
@@ -177,17 +197,22 @@ class Memories:
                     "config": {
                         "connection_string": _own_database(database),
                         "collection_name": COLLECTION,
-                        "embedding_model_dims": 384,
-                        "hnsw": False,
+                        "embedding_model_dims": OPENAI_DIMENSIONS if embeddings else LOCAL_DIMENSIONS,
+                        "hnsw": hnsw,
                         "maxconn": CONNECTIONS,
                     },
                 },
                 "llm": {"provider": "openai", "config": key},
-                "embedder": {"provider": "openai", "config": key},
+                "embedder": {"provider": "openai", "config": key | endpoint},
                 "history_db_path": str(home / "history.db"),
             }
         )
-        self.embedder, self.llm = CountingEmbedder(WordEmbedder() if by_words else local.make()), EchoLLM()
+        self.embedder: CountedEmbedder | CountingEmbedder
+        if embeddings:
+            self.embedder = CountedEmbedder(self.mem0.embedding_model)
+        else:
+            self.embedder = CountingEmbedder(WordEmbedder() if by_words else local.make())
+        self.llm = EchoLLM()
         self.mem0.embedding_model, self.mem0.llm = self.embedder, self.llm
         # psycopg2's pool fails when it is empty; the server's own (psycopg 3) waits.
         self.places = threading.BoundedSemaphore(CONNECTIONS)
@@ -315,6 +340,15 @@ class Memories:
                     " %s::jsonb || jsonb_build_object('data', 'filler ' || n) FROM generate_series(1, %s) n",
                     (vector, json.dumps(payload), rows),
                 )
+
+    def copy(self, user_id: str, others: list[str]) -> None:
+        """Give other users what a user has, without the time that embedding takes."""
+        with self.asked() as mem0, mem0.vector_store._get_cursor(commit=True) as cursor:
+            cursor.execute(
+                f"INSERT INTO {COLLECTION} SELECT gen_random_uuid(), vector, payload || jsonb_build_object("
+                f"'user_id', other) FROM {COLLECTION}, unnest(%s) other WHERE payload->>'user_id' = %s",
+                (others, user_id),
+            )
 
 
 def _own_database(url: str) -> str:
@@ -507,7 +541,7 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
     def control(self, asked: dict[str, Any]) -> Any:
-        """Do any of `faults`, `empty`, `seed`, `version`, `forget_counts`, and tell the counts."""
+        """Do any of `faults`, `empty`, `seed`, `copy`, `version`, `forget_counts`, and tell the counts."""
         board = self.switchboard
         if "version" in asked:
             board.version = asked["version"]
@@ -518,6 +552,8 @@ class Server(ThreadingHTTPServer):
             self.memories.empty()
         if seed := asked.get("seed"):
             self.memories.seed(**seed)
+        if copy := asked.get("copy"):
+            self.memories.copy(**copy)
         if asked.get("forget_counts"):
             board.calls.clear()
             self.memories.embedder.texts = 0
@@ -683,15 +719,20 @@ def description(version: str) -> Any:
 class FakeMem0:
     """The stand-in as a process of its own."""
 
-    def __init__(self, database: str, home: Path, key: str = "key-of-the-stand-in", *, by_words: bool = False) -> None:
+    def __init__(self, database: str, home: Path, *options: str, key: str = "key-of-the-stand-in") -> None:
+        """`options` are those of `main`."""
         self.key, self._port = key, 0
-        self._arguments = ["--database", database, "--home", str(home), "--key", key]
-        self._arguments += ["--by-words"] if by_words else []
+        self._arguments = ["--database", database, "--home", str(home), "--key", key, *options]
         self._process: subprocess.Popen[str] | None = None
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
 
     def start(self) -> None:
         """Start it, again on the same port, and wait until it answers."""
@@ -738,8 +779,11 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--key", default="")
     parser.add_argument("--by-words", action="store_true", help="embed by words alone, which costs nothing")
+    parser.add_argument("--embeddings", default="", help="embed through the OpenAI-compatible endpoint at this address")
+    parser.add_argument("--hnsw", action="store_true", help="index as Mem0 does by default, which finds less of a user")
     given = parser.parse_args()
-    server = Server(given.port, Memories(given.database, given.home, by_words=given.by_words), given.key)
+    how = {name: getattr(given, name) for name in ("by_words", "embeddings", "hnsw")}
+    server = Server(given.port, Memories(given.database, given.home, **how), given.key)
     print(server.server_port, flush=True)
     server.serve_forever()
 

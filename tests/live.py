@@ -209,9 +209,11 @@ class Live:
         """Where it listens."""
         return f"http://127.0.0.1:{self.port}"
 
-    def manage(self, *words: str) -> None:
-        """A command of manage.py beside it."""
-        subprocess.run([*UP[:-1], "manage", *words], cwd=ROOT, env=self._variables(), check=True)
+    def manage(self, *words: str) -> str:
+        """A command of manage.py beside it; what it prints."""
+        argv = [*UP[:-1], "manage", *words]
+        done = subprocess.run(argv, cwd=ROOT, env=self._variables(), check=True, stdout=subprocess.PIPE, text=True)
+        return done.stdout
 
     def ready(self) -> bool:
         """Whether /readyz answers 200."""

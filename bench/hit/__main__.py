@@ -20,13 +20,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import orjson
-
 from bench.hit import load, steps
+from bench.measure import cpu
 from bench.services import servers
 from tests.live import free_port
 
@@ -41,7 +41,6 @@ SETTINGS = {
 }
 USERS, FACTS, TURNS = 8, 10, 20
 WARM_SECONDS = 0.5
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -158,12 +157,8 @@ def _requests(contestant: Contestant, port: int, key: str) -> list[bytes]:
     for user in _users():
         session = {"session_id": user} if "session_id" in contestant.asks else {}
         size = {"top_k": FACTS} if "memory" not in contestant.path.split("/") else {}
-        body = orjson.dumps({"user_id": user, "query": _question(user), **size, **contestant.asks, **session})
-        head = (
-            f"POST {contestant.path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        found.append(head.encode() + body)
+        body = {"user_id": user, "query": _question(user), **size, **contestant.asks, **session}
+        found.append(load.post(port, contestant.path, body, f"Authorization: Bearer {key}"))
     return found
 
 
@@ -214,28 +209,15 @@ def _wait(port: int) -> None:
             return
 
 
-def _cpu(*pids: int) -> float:
-    """Seconds that these processes and their children have used."""
-    total = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(folder.name) in pids or int(fields[1]) in pids:
-            total += int(fields[11]) + int(fields[12])
-    return total / TICKS
-
-
 # -- what came of it ---------------------------------------------------------------------------------------------------
 
 
 def _run(contestant: Contestant, server: Server, key: str, connections: int, seconds: float) -> dict[str, Any]:
     requests = _requests(contestant, server.port, key)
-    load.run(server.port, requests, connections, WARM_SECONDS, contestant.mark)
-    before = _cpu(server.pid), _cpu(server.cache)
-    done = load.run(server.port, requests, connections, seconds, contestant.mark)
-    after = _cpu(server.pid), _cpu(server.cache)
+    load.run(server.port, cycle(requests), connections, WARM_SECONDS, contestant.mark)
+    before = cpu(server.pid), cpu(server.cache)
+    done = load.run(server.port, cycle(requests), connections, seconds, contestant.mark)
+    after = cpu(server.pid), cpu(server.cache)
     count = len(done.took)
     done.took.sort()
     told = {

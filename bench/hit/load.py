@@ -8,8 +8,11 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
 
 END = b"\r\n\r\n"
 LENGTH = b"content-length: "
@@ -28,15 +31,18 @@ class Load:
 @dataclass(slots=True)
 class _Caller:
     socket: socket.socket
-    requests: Sequence[bytes]
-    turn: int
+    requests: Iterator[bytes]
     asked_at: float = 0.0
     received: bytes = b""
 
-    def ask(self) -> None:
-        self.turn = (self.turn + 1) % len(self.requests)
+    def ask(self) -> bool:
+        """Send the next request, if there is one."""
+        request = next(self.requests, None)
+        if request is None:
+            return False
         self.asked_at = time.perf_counter()
-        self.socket.sendall(self.requests[self.turn])
+        self.socket.sendall(request)
+        return True
 
     def heard(self) -> bytes | None:
         """A whole answer, or None while some of it is missing."""
@@ -52,31 +58,42 @@ class _Caller:
         return answer
 
 
-def run(port: int, requests: Sequence[bytes], connections: int, seconds: float, mark: bytes) -> Load:
-    """Ask for so long over so many connections; each sends its next request when it has its answer."""
+def post(port: int, path: str, body: Any, header: str) -> bytes:
+    """A request as it is sent, with one header of the caller's."""
+    raw = orjson.dumps(body)
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{header}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n"
+    )
+    return head.encode() + raw
+
+
+def run(port: int, requests: Iterator[bytes], connections: int, seconds: float, mark: bytes) -> Load:
+    """Ask for so long over so many connections, or until there are no more requests; whoever has an answer sends the
+    next one. What was asked is heard to the end."""
     poll = select.epoll()
     callers = {}
-    for turn in range(connections):
+    for _ in range(connections):
         one = socket.create_connection(("127.0.0.1", port))
         one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        callers[one.fileno()] = _Caller(one, requests, turn)
+        callers[one.fileno()] = _Caller(one, requests)
         poll.register(one.fileno(), select.EPOLLIN)
     load = Load()
     began, cpu = time.perf_counter(), time.process_time()
-    for caller in callers.values():
-        caller.ask()
-    while (now := time.perf_counter()) - began < seconds:
+    waiting = sum(caller.ask() for caller in callers.values())
+    while waiting:
         for descriptor, _ in poll.poll(1):
             caller = callers[descriptor]
             answer = caller.heard()
             if answer is None:
                 continue
-            load.took.append(time.perf_counter() - caller.asked_at)
+            now = time.perf_counter()
+            load.took.append(now - caller.asked_at)
             if not answer.startswith(b"HTTP/1.1 200 "):
                 raise RuntimeError(f"not 200: {answer[:1000]!r}")
             load.marked += mark in answer
-            caller.ask()
-    load.seconds, load.cpu = now - began, time.process_time() - cpu
+            waiting -= not (now - began < seconds and caller.ask())
+    load.seconds, load.cpu = time.perf_counter() - began, time.process_time() - cpu
     for caller in callers.values():
         caller.socket.close()
     return load

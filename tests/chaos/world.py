@@ -84,7 +84,7 @@ class World:
         behind = Postgres(Home(self._folder / "upstream"), durable=False)
         opening.callback(behind.stop)
         behind.start()
-        self.mem0 = FakeMem0(behind.url, self._folder / "mem0", by_words=True)
+        self.mem0 = FakeMem0(behind.url, self._folder / "mem0", "--by-words")
         opening.callback(self.mem0.stop)
         self.mem0.start()
         sockets = Home(self._folder / "servers").sockets

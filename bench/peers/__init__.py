@@ -1,0 +1,1 @@
+"""Other memory services, from PyPI, to be measured beside memsvc: `make bench-peers`."""
