@@ -47,6 +47,8 @@ _TELLABLE = (
     ImproperlyConfigured,
 )
 _FRAMES = 12
+Told = tuple[float, str, str, str, dict[str, Any]]
+"""A line that is not put together yet: when, level, logger, event, fields."""
 FLUSH_SECONDS = 0.02
 MOST_LINES = 10_000
 
@@ -78,7 +80,7 @@ class Lines(logging.StreamHandler[TextIO]):
         os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
-        self._lines: deque[str] = deque()
+        self._lines: deque[str | Told] = deque()
         self._writing = threading.RLock()  # a signal may come while a line is written, and log another
         self._some = threading.Event()
         self._writer: threading.Thread | None = None
@@ -89,9 +91,9 @@ class Lines(logging.StreamHandler[TextIO]):
         if record.levelno >= logging.WARNING:
             self.flush()
 
-    def keep(self, line: str) -> None:
+    def keep(self, line: str | Told) -> None:
         """Keep one more. Whoever reads them too slowly is waited for."""
-        self._lines.append(line + self.terminator)
+        self._lines.append(line)
         if len(self._lines) > MOST_LINES:
             self.flush()
         elif not self._some.is_set():
@@ -102,7 +104,9 @@ class Lines(logging.StreamHandler[TextIO]):
         """Write what is kept."""
         with self._writing, suppress(OSError, ValueError):  # nobody reads any more
             if lines := [self._lines.popleft() for _ in range(len(self._lines))]:
-                self.stream.write("".join(lines))
+                # Many at once: the code that puts them together is then in the processor's cache.
+                whole = (line if isinstance(line, str) else _line(*line) for line in lines)
+                self.stream.write("".join(f"{line}\n" for line in whole))
                 self.stream.flush()
 
     def _begin(self) -> None:
@@ -126,7 +130,8 @@ class JSONFormatter(logging.Formatter):
         more = {key: value for key, value in vars(record).items() if key not in _LEFT_OUT}
         if record.exc_info and record.exc_info[1] is not None:
             more |= describe(record.exc_info[1])
-        return _line(record.created, record.levelname, record.name, record.getMessage(), more)
+        told = {**(_context.get() or {}), **more}
+        return _line(record.created, record.levelname, record.name, record.getMessage(), told)
 
 
 def tell(logger: logging.Logger, event: str, fields: dict[str, Any]) -> None:
@@ -137,7 +142,7 @@ def tell(logger: logging.Logger, event: str, fields: dict[str, Any]) -> None:
     if (alone := _alone(logger)) is None:
         logger.info(event, extra=fields)
     else:
-        alone.keep(_line(time.time(), "INFO", logger.name, event, fields))
+        alone.keep((time.time(), "INFO", logger.name, event, {**(_context.get() or {}), **fields}))
 
 
 def _alone(logger: logging.Logger) -> Lines | None:
@@ -155,8 +160,7 @@ def _alone(logger: logging.Logger) -> Lines | None:
 
 def _line(at: float, level: str, logger: str, event: str, more: dict[str, Any]) -> str:
     said = {"at": datetime.fromtimestamp(at, UTC), "level": level, "logger": logger, "event": event}
-    whole = {**said, **(_context.get() or {}), **more}
-    return orjson.dumps(whole, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS).decode()
+    return orjson.dumps({**said, **more}, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS).decode()
 
 
 def describe(error: BaseException) -> dict[str, Any]:

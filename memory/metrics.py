@@ -9,6 +9,8 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterable
+from functools import cache as once
 from itertools import accumulate
 
 DECLARED: dict[str, tuple[tuple[str, ...], str]] = {
@@ -59,32 +61,44 @@ Key = tuple[int, str, str]
 
 _counts: Counter[Key] = Counter()
 _lock = threading.Lock()
-# Made once for each series: how often something is said of it is what costs.
-_keys: dict[tuple[object, ...], Key] = {}
-_series: dict[tuple[object, ...], list[Key]] = {}
 
 
 def count(name: str, n: int = 1, *, project: int = 0, **labels: str) -> None:
     """Add `n` to a metric of a project (0: of none). KeyError for an undeclared metric, ValueError for other labels."""
-    said = (project, name, *labels.items())
-    key = _keys.get(said)
-    if key is None:
-        key = _keys[said] = (project, name, _labelled(name, DECLARED[name][0], labels))
+    key = series(project, name, *labels.items())
     with _lock:
         _counts[key] += n
 
 
+def add(keys: Iterable[Key]) -> None:
+    """Add one to each of these series."""
+    with _lock:
+        for key in keys:
+            _counts[key] += 1
+
+
 def observe(name: str, seconds: float, **labels: str) -> None:
     """Note how long something took. KeyError for an undeclared histogram, ValueError for other labels."""
-    said = (name, *labels.items())
-    series = _series.get(said)
-    if series is None:
-        before = _labelled(name, TIMED[name][0], labels)
-        ends = (*(f"{bound:g}" for bound in BUCKETS), "+Inf", SUM)
-        series = _series[said] = [(0, name, f"{before},le={end}" if before else f"le={end}") for end in ends]
+    buckets = _buckets(name, *labels.items())
     with _lock:
-        _counts[series[bisect_left(BUCKETS, seconds)]] += 1
-        _counts[series[-1]] += int(seconds * 1_000_000)
+        _counts[buckets[bisect_left(BUCKETS, seconds)]] += 1
+        _counts[buckets[-1]] += int(seconds * 1_000_000)
+
+
+# Both are made once: how often something is said of a series is what costs.
+
+
+@once
+def series(project: int, name: str, *labels: tuple[str, str]) -> Key:
+    """What a metric with these labels is counted under. KeyError for an undeclared one, ValueError for other labels."""
+    return project, name, _labelled(name, DECLARED[name][0], dict(labels))
+
+
+@once
+def _buckets(name: str, *labels: tuple[str, str]) -> list[Key]:
+    before = _labelled(name, TIMED[name][0], dict(labels))
+    ends = (*(f"{bound:g}" for bound in BUCKETS), "+Inf", SUM)
+    return [(0, name, f"{before},le={end}" if before else f"le={end}") for end in ends]
 
 
 def drain() -> dict[Key, int]:

@@ -75,8 +75,14 @@ class Pending:
 
     def of(self, scope: Scope) -> tuple[Item, ...]:
         """The items filed under every id of the scope."""
+        if not self.items:
+            return ()
         wanted = scope.ids().items()
         return tuple(item for item in self.items if all(getattr(item, name) == value for name, value in wanted))
+
+
+NOTHING = Pending(0, ())
+_NOTHING = orjson.dumps((0, []))
 
 
 def current(pin: Pin, generation: int) -> Pending:
@@ -128,6 +134,8 @@ def changed(pins: Iterable[Pin], generation: int) -> None:
 
 def parse(copy: bytes) -> Pending:
     """The set in a copy read from Redis."""
+    if copy == _NOTHING:
+        return NOTHING
     jobs, items = orjson.loads(copy)
     return Pending(jobs, tuple(Item(*item) for item in items))
 

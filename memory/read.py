@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache as once
 from functools import partial
 from typing import Any, TypeVar
 
@@ -56,6 +57,24 @@ def trip(query: Query, policy: Policy, also: Sequence[str] = ()) -> Trip | None:
     return _lookup("L2", policy, lambda: stack.L2.fetch(query, policy.generation, also))
 
 
+def held(query: Query, policy: Policy, wish: Wish) -> Answer | None:
+    """What L0 answers with nothing on its way to Mem0, its version read in a round trip that brings nothing else; None
+    where it does not, and then nothing is counted."""
+    kept = stack.L0.any(query, policy.generation) if policy.believed and wish.consistency != "fresh" else None
+    if kept is None or not served(kept.entry, policy):
+        return None
+    try:
+        unstored, version = stack.L2.state(query.slot[0], policy.generation)
+    except LayerError:
+        return None
+    if unstored is None or unstored.of(query.scope) or version is None or version.number < wish.min_version:
+        return None
+    if stack.L0.get(query, version, policy.generation) is not kept:
+        return None
+    metrics.add(_looked(policy.id, "L0 hit"))
+    return _counted(Answer(kept.entry, version, "L0", age_ms=kept.age_ms, pending=unstored), policy)
+
+
 def at_hand(query: Query, policy: Policy, trip: Trip, wish: Wish) -> Answer | None:
     """What L0 or L2 answer at the round trip's version, pending set and all, without waiting for anything; None where
     they do not, and then nothing is counted."""
@@ -86,7 +105,7 @@ def search(
         made = trip(query, policy) if taken is _TRIP else taken
         unstored, version = _state(query, policy, made, wish)
         answer = _answer(query, policy, version, made, deadline, wish)
-    return _counted(replace(answer, pending=unstored), policy)
+    return _counted(answer._replace(pending=unstored), policy)
 
 
 def _answer(
@@ -203,8 +222,7 @@ def _cached(query: Query, policy: Policy, version: Version, trip: Trip | None, w
     """The answer of the first layer that is current; for `eventual`, also a copy a little behind."""
     if (found := _held(query, policy, version, trip)) is not None:
         return found
-    metrics.count("lookups", project=policy.id, layer="L0", outcome="miss")
-    metrics.count("lookups", project=policy.id, layer="L2", outcome="miss")
+    metrics.add(_looked(policy.id, "L0 miss", "L2 miss"))
     if wish.consistency == "eventual" and (old := _behind(query, policy, version, trip, wish)) is not None:
         refreshing.begin((query, policy.generation), lambda: _refresh(query, policy))
         return old
@@ -223,12 +241,11 @@ def _held(query: Query, policy: Policy, version: Version, trip: Trip | None) -> 
     unstored = trip.pending if trip else None
     held = stack.L0.get(query, version, policy.generation)
     if held is not None and served(held.entry, policy):
-        metrics.count("lookups", project=policy.id, layer="L0", outcome="hit")
+        metrics.add(_looked(policy.id, "L0 hit"))
         return Answer(held.entry, version, "L0", age_ms=held.age_ms, pending=unstored)
     copy = _copy(trip, policy)
     if copy is not None and copy.version == version.number:
-        metrics.count("lookups", project=policy.id, layer="L0", outcome="miss")
-        metrics.count("lookups", project=policy.id, layer="L2", outcome="hit")
+        metrics.add(_looked(policy.id, "L0 miss", "L2 hit"))
         stack.L0.put(query, copy, version, policy.generation, _store_now(trip))
         return Answer(copy, version, "L2", age_ms=_age_ms(copy, trip), pending=unstored)
     return None
@@ -337,7 +354,7 @@ def _degraded(query: Query, policy: Policy, version: Version, trip: Trip | None,
         raise error
     best = max(allowed, key=lambda found: found.entry.version)
     metrics.count("degraded", project=policy.id, reason=error.code)
-    return replace(best, stale=best.entry.version < version.number, degraded=True, reason=error.code)
+    return best._replace(stale=best.entry.version < version.number, degraded=True, reason=error.code)
 
 
 def served(entry: Entry, policy: Policy) -> bool:
@@ -387,8 +404,19 @@ def _quietly(ask: Callable[[], T]) -> T | None:
 
 
 def _counted(answer: Answer, policy: Policy) -> Answer:
-    metrics.count("searches", project=policy.id, layer=answer.layer)
+    metrics.add(_answered(policy.id, answer.layer))
     return answer
+
+
+@once
+def _looked(project: int, *looks: str) -> list[metrics.Key]:
+    found = (look.split() for look in looks)
+    return [metrics.series(project, "lookups", ("layer", layer), ("outcome", outcome)) for layer, outcome in found]
+
+
+@once
+def _answered(project: int, layer: str) -> list[metrics.Key]:
+    return [metrics.series(project, "searches", ("layer", layer))]
 
 
 def _age_ms(entry: Entry, trip: Trip | None) -> int:

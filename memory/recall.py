@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
-from dataclasses import dataclass
 from functools import cache as once
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 from django.conf import settings
@@ -38,8 +37,7 @@ UNKNOWN_SCORE = 0.5
 """Of a pending fact that shares no word with the question, where no vector can tell how near it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recalled:
+class Recalled(NamedTuple):
     """A search's answer, and the JSON array of what to show of it. With a session, `stm` is the layer that told of it;
     `late` if only its words were looked at, `unavailable` if it could not be read."""
 
@@ -74,21 +72,33 @@ def search(
     return _first(query, policy, trip, ltm, near, by_words, deadline, explain=explain)
 
 
-def at_hand(query: Query, policy: Policy, wish: Wish) -> Recalled | None:
-    """What `search` answers with stored bytes alone, waiting for nothing but one round trip to CACHE; None where it
-    would do more, and then nothing is counted."""
-    if (quick := read.bounded(query, policy, wish)) is not None:
-        return Recalled(quick, quick.entry.results)
+def at_hand(
+    query: Query, policy: Policy, wish: Wish, *, session_id: str | None = None, explain: bool = False
+) -> Recalled | None:
+    """What `search` answers from what is stored, with nothing on its way to Mem0, waiting for nothing but CACHE; None
+    where it would do more, and then nothing is counted."""
+    if session_id is None:
+        quick = read.bounded(query, policy, wish) or read.held(query, policy, wish)
+        if quick is not None:
+            return Recalled(quick, quick.entry.results)
     if not policy.believed:
         return None
+    also = session.names(session_id, query, policy.generation) if session_id is not None else ()
     try:
-        trip = stack.L2.fetch(query, policy.generation)
+        trip = stack.L2.fetch(query, policy.generation, also)
     except LayerError:
         return None
     if trip.pending is None or trip.pending.of(query.scope):
         return None
-    answer = read.at_hand(query, policy, trip, wish)
-    return Recalled(answer, answer.entry.results) if answer else None
+    if session_id is None:
+        answer = read.at_hand(query, policy, trip, wish)
+        return Recalled(answer, answer.entry.results) if answer else None
+    told = session.held(session_id, query, policy, trip.also)
+    answer = read.at_hand(query, policy, trip, wish) if told is not None else None
+    if told is None or answer is None:
+        return None
+    session.used(told, session_id, query, policy)
+    return _merged(query, answer, told.near, told.layer, explain=explain)
 
 
 def _told(told: Found | None, look: Callable[[], Found], by_words: Callable[[], Found]) -> Said:

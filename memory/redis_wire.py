@@ -22,6 +22,8 @@ RECEIVE_BYTES = 65536
 
 _NOTHING = object()
 Command = tuple[Any, ...]
+Packed = tuple[bytes, int]
+"""Commands as CACHE reads them, and how many they are."""
 
 
 class _Line:
@@ -61,18 +63,17 @@ class Wire:
         self._idle: list[_Line] = []
         os.register_at_fork(after_in_child=self._idle.clear)
 
-    def ask(self, *commands: Command) -> list[Any]:
+    def send(self, commands: Packed) -> list[Any]:
         """What each command answers, as bytes, whole numbers and lists. redis.RedisError."""
-        packed = b"".join([hiredis.pack_command(command) for command in commands])
         line, waited = self._taken()
         try:
-            replies = self._asked(line, packed, len(commands))
+            replies = self._asked(line, commands)
         except redis.ConnectionError:
             if not waited:
                 raise
             # CACHE was started anew, and every line that had waited for work is as dead as this one.
             self._idle.clear()
-            replies = self._asked(_Line(self._pool), packed, len(commands))
+            replies = self._asked(_Line(self._pool), commands)
         for reply in replies:
             if isinstance(reply, hiredis.HiredisError):
                 raise redis.ResponseError(str(reply))
@@ -84,10 +85,10 @@ class Wire:
         except IndexError:
             return _Line(self._pool), False
 
-    def _asked(self, line: _Line, packed: bytes, count: int) -> list[Any]:
+    def _asked(self, line: _Line, commands: Packed) -> list[Any]:
         good = False
         try:
-            replies = line.ask(packed, count)
+            replies = line.ask(*commands)
             good = True
         except (TimeoutError, BlockingIOError) as error:  # Python's word for it, and the kernel's
             redis_client.failed()
@@ -115,9 +116,14 @@ def _kernel_timed(line: socket.socket) -> socket.socket:
     return line
 
 
-def ask(*commands: Command) -> list[Any]:
-    """See Wire.ask."""
-    return _wire(redis_client.cache().connection_pool).ask(*commands)
+def packed(*commands: Command) -> Packed:
+    """Commands ready to send, as often as one likes."""
+    return b"".join(map(hiredis.pack_command, commands)), len(commands)
+
+
+def send(commands: Packed) -> list[Any]:
+    """See Wire.send."""
+    return _wire(redis_client.cache().connection_pool).send(commands)
 
 
 @once

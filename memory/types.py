@@ -1,4 +1,7 @@
-"""The values that travel between the layers. All are frozen; none knows Django, Redis or Mem0."""
+"""The values that travel between the layers. All are frozen; none knows Django, Redis or Mem0.
+
+What every search makes anew is a named tuple: a frozen dataclass of the same fields costs five times as much to make.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -32,8 +35,7 @@ MEM0_KEYS = frozenset(
 KINDS: tuple[Kind, ...] = ("user", "agent", "run")
 
 
-@dataclass(frozen=True, slots=True)
-class Pin:
+class Pin(NamedTuple):
     """One id that carries a version: a user, an agent or a run of one project (PROTOCOL B4)."""
 
     project: int
@@ -87,6 +89,11 @@ class Query:
         parts = (2, self.scope.agent_id, self.scope.run_id, self.text, self.top_k, self.threshold, self.filters)
         return hashlib.blake2b(orjson.dumps((*parts, self.show_expired)), digest_size=16).hexdigest()
 
+    @cached_property
+    def slot(self) -> tuple[Pin, str]:
+        """The pin and the fingerprint: what its answer is kept under."""
+        return self.scope.pin, self.fingerprint
+
     def conditions(self) -> dict[str, Any]:
         """The metadata conditions as an object; empty without any."""
         return orjson.loads(self.filters) if self.filters else {}
@@ -139,8 +146,7 @@ class Stored:
     event: str = "ADD"
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
+class Version(NamedTuple):
     """A pin's version and floor as PostgreSQL has them, confirmed no earlier than `confirmed_at` (`clock.now()`)."""
 
     pin: Pin
@@ -175,8 +181,7 @@ class Entry:
         return [str(UUID(bytes=one)) if any(one) else None for one in ids]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What a search returns: an entry, and how it came about."""
 
     entry: Entry

@@ -46,11 +46,11 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "version read after the load",
-        "    return _counted(replace(answer, pending=unstored), policy)\n",
+        "    return _counted(answer._replace(pending=unstored), policy)\n",
         "    late = versions.current(query.scope.pin, policy.generation)\n"
         "    entry = replace(answer.entry, version=late.number)\n"
         "    stack.L0.put(query, entry, late, policy.generation, entry.as_of)\n"
-        "    return _counted(replace(answer, pending=unstored), policy)\n",
+        "    return _counted(answer._replace(pending=unstored), policy)\n",
         f"{READ}::test_b8_an_answer_loaded_across_a_write_is_never_served_after_it",
     ),
     Mutant(
@@ -195,9 +195,9 @@ MUTANTS = (
     ),
     Mutant(
         "error cached as empty",
-        "        found = stack.backend(policy).search(query, deadline)\n        entry = encode(",
-        "        try:\n            found = stack.backend(policy).search(query, deadline)\n"
-        "        except OriginError:\n            found = []\n        entry = encode(",
+        "        found, ranking = ask_mem0(query, policy, deadline)\n",
+        "        try:\n            found, ranking = ask_mem0(query, policy, deadline)\n"
+        '        except OriginError:\n            found, ranking = [], "upstream"\n',
         f"{READ}::test_g9_an_error_is_not_cached_as_empty",
     ),
     Mutant(
@@ -338,9 +338,11 @@ MUTANTS = (
     ),
     Mutant(
         "pending read after the version in the one round trip",
-        '            (open_jobs, copy, stored, *more), time = redis_wire.ask(("MGET", *names, *also), ("TIME",))\n',
-        "            copy, (open_jobs, _, stored, *more), time = redis_wire.ask(\n"
-        '                ("GET", names[1]), ("MGET", *names, *also), ("TIME",)\n            )\n',
+        "            (open_jobs, copy, stored, *more), time = redis_wire.send(reading)\n",
+        "            name = keys.version(query.slot[0], generation)\n"
+        '            first = redis_wire.packed(("GET", name))\n'
+        "            both = first[0] + reading[0], 1 + reading[1]\n"
+        "            copy, (open_jobs, _, stored, *more), time = redis_wire.send(both)\n",
         f"{SESSIONS}::test_c1_of_the_one_round_trip_what_is_pending_comes_before_the_version",
     ),
     Mutant(
@@ -365,6 +367,12 @@ MUTANTS = (
         "what is pending left out before Django",
         "if trip.pending is None or trip.pending.of(query.scope):",
         "if trip.pending is None:",
+        f"{HOT}::test_nobody_can_tell_which_of_them_answered",
+    ),
+    Mutant(
+        "what is pending left out where the version alone is asked for",
+        "    if unstored is None or unstored.of(query.scope) or version is None or",
+        "    if unstored is None or version is None or",
         f"{HOT}::test_nobody_can_tell_which_of_them_answered",
     ),
     Mutant(
@@ -454,17 +462,23 @@ def _tried(mutant: Mutant) -> str:
     with tempfile.TemporaryDirectory(prefix="memsvc-mutant-") as folder:
         tree = Path(folder) / "tree"
         shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
-        places = [path for name in PRODUCT for path in (tree / name).rglob("*.py") if mutant.guard in path.read_text()]
-        if len(places) != 1:
-            outcome = f"NO GUARD: its text stands in {len(places)} files"
+        found = places(tree, mutant)
+        if len(found) != 1:
+            outcome = f"NO GUARD: its text stands in {len(found)} places"
         else:
-            text = places[0].read_text()
-            places[0].write_text(text.replace(mutant.guard, mutant.without))
-            py_compile.compile(str(places[0]), doraise=True)
+            text = found[0].read_text()
+            found[0].write_text(text.replace(mutant.guard, mutant.without))
+            py_compile.compile(str(found[0]), doraise=True)
             status, _ = _pytest(tree, [mutant.test])
             outcome = {0: "SURVIVED", 1: "caught"}.get(status, f"BROKEN: pytest ended with {status}")
     print(f"{outcome:8} {mutant.name}", flush=True)
     return outcome
+
+
+def places(tree: Path, mutant: Mutant) -> list[Path]:
+    """The files of the product that hold its guard's text, each as often as it stands there."""
+    files = [path for name in PRODUCT for path in sorted((tree / name).rglob("*.py"))]
+    return [path for path in files for _ in range(path.read_text().count(mutant.guard))]
 
 
 def _pytest(tree: Path, tests: Sequence[str]) -> tuple[int, str]:

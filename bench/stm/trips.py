@@ -43,10 +43,10 @@ def measure(project: int) -> dict[str, int]:
 
 def made(work: Callable[[], object]) -> int:
     """How many packets of commands are sent, by redis-py or by the wire beside it; each is waited for."""
-    send, ask = AbstractConnection.send_packed_command, Wire.ask
+    send, wire = AbstractConnection.send_packed_command, Wire.send
     with (
         mock.patch.object(AbstractConnection, "send_packed_command", autospec=True, side_effect=send) as sent,
-        mock.patch.object(Wire, "ask", autospec=True, side_effect=ask) as asked,
+        mock.patch.object(Wire, "send", autospec=True, side_effect=wire) as asked,
     ):
         work()
     return sent.call_count + asked.call_count

@@ -24,12 +24,11 @@ from rest_framework.exceptions import APIException
 from memory import clock, logs, recall
 from memory.api import answers, bodies, native
 from memory.api.middleware import log_access, own_headers, request_id
+from memory.api.native import Asked
 from memory.layers.l0_process import ByteLRU
-from memory.read import Wish
 from memory.recall import Recalled
 from memory.tenancy import auth, keys, limits, projects
 from memory.tenancy.keys import Caller
-from memory.types import Query
 
 ROUTE = "memory-search"
 PATHS = frozenset({"/api/v1/memory/search", "/api/v1/memory/search/"})
@@ -47,7 +46,7 @@ Application = Callable[[Environ, Any], Iterable[bytes]]
 Headers = list[tuple[str, str]]
 
 
-_asked: ByteLRU[tuple[int, str | None, bytes], tuple[Query, Wish]] = ByteLRU(ASKED_BYTES)
+_asked: ByteLRU[tuple[int, str | None, bytes], Asked] = ByteLRU(ASKED_BYTES)
 """What bodies read before were found to ask, of this project and the user that the key is bound to."""
 
 
@@ -130,14 +129,10 @@ def _found(environ: Environ, caller: Caller) -> Recalled | None:
     key = (caller.project, caller.user_id, raw)
     asked = _asked.get(key)
     if asked is None:
-        sent = bodies.searched(orjson.loads(raw))
-        if "session_id" in sent:
-            return None
-        asked = native.asked(sent, caller)
+        asked = native.asked(bodies.searched(orjson.loads(raw)), caller)
         _asked.put(key, asked, 2 * len(raw) + OVERHEAD_BYTES)
-    query, wish = asked
-    logs.note(user_id=query.scope.user_id)
-    return recall.at_hand(query, policy, wish)
+    logs.note(user_id=asked.query.scope.user_id)
+    return recall.at_hand(asked.query, policy, asked.wish, session_id=asked.session_id, explain=asked.explain)
 
 
 def _outer_headers(*outside: str | None) -> Headers | None:

@@ -68,7 +68,7 @@ def request_id(environ: Mapping[str, Any]) -> str:
     """What the request is called: by its caller, where the name is a fit one."""
     given = environ.get("HTTP_X_REQUEST_ID", "")
     # No secret; the system's own would make this thread wait for Python's lock.
-    return given if _ID.fullmatch(given) else f"{getrandbits(128):032x}"
+    return given if given and _ID.fullmatch(given) else f"{getrandbits(128):032x}"
 
 
 def own_headers(name: str, caller: Caller | None, rate: Standing | None) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import IO, Any, NoReturn, cast
+from typing import IO, Any, NamedTuple, NoReturn, cast
 
 from django.http import HttpResponse
 from rest_framework.exceptions import APIException, NotFound, ValidationError
@@ -64,11 +64,22 @@ def ids(sent: dict[str, Any], caller: Caller) -> Scope:
     return Scope(caller.project, sent.get("user_id"), sent.get("agent_id"), sent.get("run_id"))
 
 
-def asked(sent: dict[str, Any], caller: Caller) -> tuple[Query, read.Wish]:
-    """What a search asks, and how fresh it wants the answer, if the caller may. KeyBound."""
+class Asked(NamedTuple):
+    """A search as its body says it."""
+
+    query: Query
+    wish: read.Wish
+    session_id: str | None
+    explain: bool
+    timeout_ms: int
+
+
+def asked(sent: dict[str, Any], caller: Caller) -> Asked:
+    """What a search asks, if the caller may. KeyBound."""
     scope = ids(sent, caller)
     query = Query(scope, sent["query"], sent["top_k"], sent.get("threshold"), sent.get("filters", ""))
-    return query, read.Wish(sent["consistency"], sent.get("max_age_ms", 0), sent.get("min_version", 0))
+    wish = read.Wish(sent["consistency"], sent.get("max_age_ms", 0), sent.get("min_version", 0))
+    return Asked(query, wish, sent.get("session_id"), sent.get("explain", False), sent["timeout_ms"])
 
 
 class Writing(Door):
@@ -168,17 +179,9 @@ class Search(Door):
     def post(self, request: Request) -> HttpResponse:
         """Search."""
         began = clock.now()
-        sent = bodies.search(request)
-        query, wish = asked(sent, self.caller)
-        deadline = Deadline(began + sent["timeout_ms"] / 1000)
-        found = recall.search(
-            query,
-            self.policy,
-            deadline,
-            wish,
-            session_id=sent.get("session_id"),
-            explain=sent.get("explain", False),
-        )
+        query, wish, session_id, explain, timeout_ms = asked(bodies.search(request), self.caller)
+        deadline = Deadline(began + timeout_ms / 1000)
+        found = recall.search(query, self.policy, deadline, wish, session_id=session_id, explain=explain)
         body, headers = answers.search(found, began)
         return HttpResponse(body, headers=headers)
 

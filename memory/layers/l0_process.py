@@ -73,9 +73,9 @@ class ByteLRU(Generic[K, V]):
             self.bytes -= item[1]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Held:
-    """An entry in L0. All moments are on `clock.now()`: its age needs no store's clock."""
+    """An entry in L0. All moments are on `clock.now()`: its age needs no store's clock. Only `confirmed_at` changes."""
 
     entry: Entry
     born_at: float
@@ -108,14 +108,13 @@ class ProcessLayer:
         held = self.any(query, generation)
         if held is None or held.entry.version != version.number:
             return None
-        if version.confirmed_at > held.confirmed_at:
-            held = Held(held.entry, held.born_at, held.dies_at, version.confirmed_at, generation)
-            self._keep(query, held)
+        # Two requests may write it in either order: the earlier moment is as true, only sooner too old.
+        held.confirmed_at = max(held.confirmed_at, version.confirmed_at)
         return held
 
     def any(self, query: Query, generation: int) -> Held | None:
         """The entry of this query whatever its version, unless something in it has expired."""
-        held = self.held.get((query.scope.pin, query.fingerprint))
+        held = self.held.get(query.slot)
         if held is None or held.generation != generation or held.expired:
             return None
         return held
@@ -129,4 +128,4 @@ class ProcessLayer:
 
     def _keep(self, query: Query, held: Held) -> None:
         size = len(held.entry.results) + len(held.entry.jobs) + OVERHEAD_BYTES
-        self.held.put((query.scope.pin, query.fingerprint), held, size)
+        self.held.put(query.slot, held, size)

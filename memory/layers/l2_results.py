@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import redis
 from django.conf import settings
@@ -16,11 +17,14 @@ from memory.errors import LayerCorrupt, LayerUnavailable
 from memory.layers.base import RANKINGS, fillable, head, pack, unpack
 from memory.pending import Pending
 from memory.redis_client import cache
-from memory.types import Entry, Query, Ranking, Version
+from memory.redis_wire import Packed
+from memory.types import Entry, Pin, Query, Ranking, Version
 
 NAME = "L2"
 JITTER = 0.1
 """Share by which lifetimes differ, so that entries filled together do not expire together."""
+KNOWN_READINGS = 4096
+"""How many round trips are kept ready to send, at some 500 bytes each."""
 
 # Fill with compare (PROTOCOL B8): an older fill never replaces what readers of the newer version would hit, and
 # nothing below the floor is kept (B9). The copy may be missing; then equality at look-up is the guard.
@@ -48,8 +52,7 @@ return 1
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Trip:
+class Trip(NamedTuple):
     """What one round trip brought: copies of the pending set and the version, the entry whatever its version, the
     store's time (µs)."""
 
@@ -77,16 +80,26 @@ class ResultLayer:
         version before the entry (B8), and the keys `also` under the same tag, in their order; one command reads them
         all. LayerUnavailable."""
         asked = clock.now()
-        pin = query.scope.pin
-        names = keys.search(pin, generation, query.fingerprint)
+        reading = _reading(query.slot, generation, tuple(also))
         try:
-            (open_jobs, copy, stored, *more), time = redis_wire.ask(("MGET", *names, *also), ("TIME",))
+            (open_jobs, copy, stored, *more), time = redis_wire.send(reading)
         except redis.RedisError as error:
             raise LayerUnavailable(NAME, type(error).__name__) from error
-        version = versions.parse(pin, copy, asked) if copy else None
+        version = versions.parse(query.slot[0], copy, asked) if copy else None
         found = self._unpack(query, generation, stored) if stored else None
         unstored = pending.parse(open_jobs) if open_jobs else None
         return Trip(unstored, version, found, int(time[0]) * 1_000_000 + int(time[1]), asked, tuple(more))
+
+    def state(self, pin: Pin, generation: int) -> tuple[Pending | None, Version | None]:
+        """What is on its way, and the version, read in this order in one round trip (PROTOCOL C1); None for a copy
+        that is not there. LayerUnavailable."""
+        asked = clock.now()
+        try:
+            ((open_jobs, copy),) = redis_wire.send(_state(pin, generation))
+        except redis.RedisError as error:
+            raise LayerUnavailable(NAME, type(error).__name__) from error
+        unstored = pending.parse(open_jobs) if open_jobs else None
+        return unstored, versions.parse(pin, copy, asked) if copy else None
 
     def put(self, query: Query, entry: Entry, generation: int, store_now: int) -> bool:
         """Keep an entry; False when it was refused as older than the version, below the floor or about to expire."""
@@ -174,6 +187,17 @@ class ResultLayer:
             with contextlib.suppress(LayerUnavailable):
                 self.drop(query, generation)
             return None
+
+
+@lru_cache(maxsize=KNOWN_READINGS)
+def _state(pin: Pin, generation: int) -> Packed:
+    return redis_wire.packed(("MGET", keys.pending(pin, generation), keys.version(pin, generation)))
+
+
+@lru_cache(maxsize=KNOWN_READINGS)
+def _reading(slot: tuple[Pin, str], generation: int, also: tuple[str, ...]) -> Packed:
+    pin, fingerprint = slot
+    return redis_wire.packed(("MGET", *keys.search(pin, generation, fingerprint), *also), ("TIME",))
 
 
 def _lifetime_ms() -> int:

@@ -6,7 +6,7 @@ What is found is current only at the session's very version, in the same life of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache as once
 from typing import Any
 
@@ -47,6 +47,8 @@ class Found:
     near: tuple[Near, ...]
     layer: str
     state: State
+    bytes: int = 0
+    """What it takes to keep it, about."""
 
 
 def names(session_id: str, query: Query, generation: int) -> list[str]:
@@ -58,25 +60,39 @@ def names(session_id: str, query: Query, generation: int) -> list[str]:
 
 def cached(session_id: str, query: Query, policy: Policy, read: Sequence[bytes | None]) -> Found | None:
     """What stm.L0 or stm.L1 hold of this question at the version that `names` brought; None where neither does."""
+    found = held(session_id, query, policy, read)
+    if found is not None:
+        used(found, session_id, query, policy)
+    elif read[0] is not None:
+        _count(policy, L0, "miss")
+        _count(policy, L1, "miss")
+    return found
+
+
+def held(session_id: str, query: Query, policy: Policy, read: Sequence[bytes | None]) -> Found | None:
+    """As `cached`, but nothing is counted or kept until the answer is `used`."""
     copy, stored = read
     if copy is None:
         return None
     state = versions.parse(copy)
     if state.row == 0:
         return Found((), NOWHERE, state)
-    key = (_user(query), policy.generation, session_id, query.fingerprint)
-    held = _answers().get(key)
-    if held is not None and held.state == state:
-        _count(policy, L0, "hit")
-        return Found(held.near, L0, state)
-    _count(policy, L0, "miss")
+    kept = _answers().get((query.slot[0], policy.generation, session_id, query.fingerprint))
+    if kept is not None and kept.state == state:
+        return kept if kept.layer == L0 else Found(kept.near, L0, state)
     found = _unpack(stored) if stored is not None else None
-    if found is None or found.state != state:
-        _count(policy, L1, "miss")
-        return None
-    _count(policy, L1, "hit")
-    _answers().put(key, found, len(stored or b"") * 2 + OVERHEAD_BYTES)
-    return found
+    return found if found is not None and found.state == state else None
+
+
+def used(found: Found, session_id: str, query: Query, policy: Policy) -> None:
+    """Count what `held` found, and keep here what another process had made."""
+    if found.layer == NOWHERE:
+        return
+    _count(policy, L0, "hit" if found.layer == L0 else "miss")
+    if found.layer == L1:
+        _count(policy, L1, "hit")
+        key = (query.slot[0], policy.generation, session_id, query.fingerprint)
+        _answers().put(key, replace(found, layer=L0), found.bytes)
 
 
 def look(session_id: str, query: Query, policy: Policy, *, by_words: bool = False) -> Found:
@@ -96,7 +112,7 @@ def look(session_id: str, query: Query, policy: Policy, *, by_words: bool = Fals
         return found
     packed = _pack(found)
     key = (user, policy.generation, session_id, query.fingerprint)
-    _answers().put(key, found, len(packed) * 2 + OVERHEAD_BYTES)
+    _answers().put(key, replace(found, layer=L0), len(packed) * 2 + OVERHEAD_BYTES)
     try:
         cache().set(keys.session_search(*key), packed, ex=L1_TTL_SECONDS)
         outcome = "stored"
@@ -171,7 +187,8 @@ def _pack(found: Found) -> bytes:
 def _unpack(stored: bytes) -> Found | None:
     try:
         row, number, shown = orjson.loads(stored)
-        return Found(tuple(Near(*one) for one in shown), L1, State(row, number))
+        size = len(stored) * 2 + OVERHEAD_BYTES
+        return Found(tuple(Near(*one) for one in shown), L1, State(row, number), size)
     except (ValueError, TypeError):  # not ours: the fill that follows replaces it
         return None
 

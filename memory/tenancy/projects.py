@@ -6,6 +6,7 @@ import hashlib
 import secrets
 import threading
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from django.conf import settings
 from django.db import Error as DatabaseError
@@ -25,7 +26,7 @@ SHAPES_ANSWERS = ("local_search", "local_ranking")
 MOVES_HOUSE = ("upstream_url", "upstream_key")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Policy:
     """What the read and write paths need to know of a project."""
 
@@ -55,7 +56,7 @@ class Policy:
         """Whether what Mem0 finds is ranked again: only where all of a project's answers may be ranked here."""
         return self.local_search == "on" and self.local_ranking == "hybrid"
 
-    @property
+    @cached_property
     def served(self) -> tuple[Ranking, ...]:
         """The rankings whose answers may be served from a cache (PROTOCOL C3)."""
         if self.local_search != "on":

@@ -106,10 +106,8 @@ def test_b6_the_copy_lives_no_longer_than_its_token_had_left(redis, pin):
 
 
 def test_a_publication_counts_its_lease_from_before_the_rows_were_locked(redis, pin, settings):
-    from dataclasses import replace
-
     moved = move(pin)
-    spent = replace(moved[0], confirmed_at=moved[0].confirmed_at - settings.VERSION_LEASE_SECONDS + 2)
+    spent = moved[0]._replace(confirmed_at=moved[0].confirmed_at - settings.VERSION_LEASE_SECONDS + 2)
     versions.publish([spent])
     assert 0 < redis.pttl(keys.version(pin, 1)) <= 2000
 

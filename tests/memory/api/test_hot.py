@@ -24,6 +24,9 @@ from memory.api.hot import Hot
 from memory.layers.base import encode, pack
 from memory.logs import JSONFormatter
 from memory.models import ApiKey, Project
+from memory.stm import search as session
+from memory.stm import store
+from memory.stm.store import Said
 from memory.tenancy import keys, limits, projects
 from memory.types import Entry, Memory, Pin, Query, Scope, Version
 
@@ -44,6 +47,7 @@ GOOD: dict[str, list[Any]] = {
     "consistency": ["strict", "strict", "eventual", "fresh"],
     "min_version": ["user:{version}", "user:{later}"],
     "explain": [True, False],
+    "session_id": ["s", "s", "another"],
     "timeout_ms": [5000],
 }
 ODD_FIELDS: list[dict[str, Any]] = [
@@ -109,6 +113,7 @@ class State:
     confirmed: float = 0.0
     left: int = 2
     forgotten: str = "nothing"
+    session: str = "none"
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,7 @@ STATES = st.builds(
     confirmed=st.sampled_from((0.0, 4.0, 60.0)),
     left=st.sampled_from((2, 1, 0, -1)),
     forgotten=st.sampled_from(("nothing", "nothing", "nothing", "key", "policy")),
+    session=st.sampled_from(("none", "stm.L0", "stm.L1", "moved")),
 )
 
 
@@ -168,6 +174,8 @@ class World:
             "revoked": self._key(project),
             "elsewhere": self._key(elsewhere),
         }
+        said = [Said("user", "Is there any cold tea to drink?", {}), Said("user", "I had tea.", {})]
+        store.add("s", "ann", said, projects.policy(project.pk))
         pins = [Pin(one.pk, "user", name) for one in (project, elsewhere) for name in ("ann", "ben")]
         self.versions = {version.pin: version.number for version in versions.move(pins)}
         ApiKey.objects.filter(pk=self.keys["revoked"][0].pk).update(revoked_at="2026-01-01T00:00Z")
@@ -250,7 +258,20 @@ class World:
         if state.l0 != "none":
             confirmed = clock.now() - state.confirmed
             stack.L0.put(query, _entry(state.l0, number, now), Version(pin, number, 0, confirmed), generation, now)
+        self._talk(state, query)
         self._remember(state, key)
+
+    def _talk(self, state: State, query: Query) -> None:
+        """What Ann has said, as another search of the same has left it."""
+        session.forget()
+        if state.session == "none":
+            return
+        policy = projects.policy(query.scope.project)
+        session.look("s", query, policy)
+        if state.session == "stm.L1":
+            session.forget()
+        if state.session == "moved":
+            self._cache.delete(names.session(query.scope.pin, policy.generation, "s"))
 
     def _remember(self, state: State, key: str) -> None:
         for module in (keys, projects, limits):
@@ -346,6 +367,7 @@ def test_each_oddity_is_answered_alike_where_an_answer_is_at_hand(world: World) 
 
 
 BOUNDED = {"user_id": "ann", "query": "drink?", "consistency": "bounded", "max_age_ms": 5000}
+TALKED = Asked(body={"user_id": "ann", "query": "drink?", "session_id": "s"})
 AT_HAND = {
     "current in L0": (State(l0="current"), Asked(), ["L0 hit"]),
     "current in L2": (State(l2="current"), Asked(), ["L0 miss", "L2 hit"]),
@@ -353,6 +375,12 @@ AT_HAND = {
     "confirmed lately": (State(l0="current", confirmed=4.0, version="none"), Asked(body=BOUNDED), []),
     "behind, but confirmed lately": (State(l0="behind", confirmed=4.0), Asked(body=BOUNDED), []),
     "within the limit": (State(l0="current"), Asked(key="limited"), ["L0 hit"]),
+    "both memories in L0": (State(l0="current", session="stm.L0"), TALKED, ["stm.L0 hit", "L0 hit"]),
+    "both memories in CACHE": (
+        State(l2="current", session="stm.L1"),
+        TALKED,
+        ["stm.L0 miss", "stm.L1 hit", "L0 miss", "L2 hit"],
+    ),
     "of the one user": (State(l2="current"), Asked(key="of ann"), ["L0 miss", "L2 hit"]),
 }
 
@@ -363,7 +391,8 @@ def test_what_is_at_hand_needs_no_django(world: World, case: str) -> None:
     told = world.told(world.hot, asked, state)
     assert (told["status"], world.left_to_django) == ("200 OK", 0)
     project, layer = world.project.pk, lookups[-1][:2] if lookups else "L0"
-    looked = {(project, "lookups", f"layer={one[:2]},outcome={one[3:]}"): 1 for one in lookups}
+    split = [one.split() for one in lookups]
+    looked = {(project, "lookups", f"layer={where},outcome={outcome}"): 1 for where, outcome in split}
     answered = {(project, "searches", f"layer={layer}"): 1, (0, "search_seconds", f"layer={layer},"): 1}
     assert told["counted"] == looked | answered
     assert [line["layer"] for line in told["logged"]] == [layer]

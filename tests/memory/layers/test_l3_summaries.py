@@ -127,7 +127,7 @@ def test_an_incomplete_list_never_ranks_in_place_of_mem0(layer, local, ann):
 
 def test_it_knows_one_user_only(layer, local, ann, ben):
     version = warm(layer, ann, *FACTS)
-    assert layer.get(Query(ben, "pets"), replace(version, pin=ben.pin), local) is None
+    assert layer.get(Query(ben, "pets"), version._replace(pin=ben.pin), local) is None
     assert layer.get(Query(Scope(ann.project, agent_id="a"), "pets"), version, local) is None
 
 

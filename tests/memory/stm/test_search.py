@@ -7,6 +7,7 @@ import threading
 import unicodedata
 from unittest import mock
 
+import hiredis
 import orjson
 import pytest
 from django.db import connection
@@ -19,7 +20,7 @@ from memory.clock import Deadline
 from memory.errors import OriginUnavailable
 from memory.models import Job, Lane, Project, Session
 from memory.recall import Recalled
-from memory.redis_wire import Wire
+from memory.redis_wire import Wire, packed
 from memory.stm import conversation, lifecycle, search, store, tiers
 from memory.stm.store import Said
 from memory.tenancy.projects import policy
@@ -102,21 +103,23 @@ def test_c1_of_the_one_round_trip_what_is_pending_comes_before_the_version(mem0,
     ask(ann), ask(ann)
     job = write.accept(Write("add", ann, {"memories": [{"text": "I drink tea"}]}), policy(ann.project)).job
     ask(ann)
-    real = Wire.ask
+    real = Wire.send
     ended: list[None] = []
 
-    def one_by_one(wire, *commands):
+    def one_by_one(wire, commands):
         answers = []
-        for command in commands:
-            answers += real(wire, command)
+        reader = hiredis.Reader()
+        reader.feed(commands[0])
+        while command := reader.gets():
+            answers += real(wire, packed(tuple(command)))
             if not ended:
                 ended.append(None)
-                with mock.patch.object(Wire, "ask", real):
+                with mock.patch.object(Wire, "send", real):
                     delivery.deliver(job.lane_id)
                     pending.current(ann.pin, 1)
         return answers
 
-    with mock.patch.object(Wire, "ask", one_by_one):
+    with mock.patch.object(Wire, "send", one_by_one):
         found = texts(ann)
     assert ended
     assert Job.objects.get().state == "completed"
