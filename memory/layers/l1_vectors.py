@@ -79,8 +79,9 @@ class CachedEmbedder:
         return found
 
     def _read(self, texts: Sequence[str], names: Sequence[str]) -> dict[str, Vectors]:
+        asked = redis_wire.packed(*[("GETEX", name, "EX", settings.L1_TTL_SECONDS) for name in names])
         try:
-            stored = redis_wire.ask(*[("GETEX", name, "EX", settings.L1_TTL_SECONDS) for name in names])
+            stored = redis_wire.send(asked)
         except redis.RedisError as error:
             raise LayerUnavailable(LAYER, type(error).__name__) from error
         size = self.dimensions * 4
@@ -102,8 +103,9 @@ class CachedEmbedder:
         names = list(vectors)
         for start in range(0, len(names), CHUNK):
             chunk = [(name, vectors[name].astype("<f4").tobytes()) for name in names[start : start + CHUNK]]
+            kept = redis_wire.packed(*[("SET", name, raw, "EX", settings.L1_TTL_SECONDS) for name, raw in chunk])
             try:
-                redis_wire.ask(*[("SET", name, raw, "EX", settings.L1_TTL_SECONDS) for name, raw in chunk])
+                redis_wire.send(kept)
             except redis.RedisError:
                 metrics.count("fills", len(names) - start, project=self.project, layer=LAYER, outcome="error")
                 return
