@@ -94,5 +94,7 @@ class Writer:
 def shares(made: Sequence[Request]) -> dict[str, float]:
     """What part of the searches each kind of question really is, and of all requests the writes."""
     searches = [request for request in made if request.kind != "write"]
-    found = {kind: sum(request.kind == kind for request in searches) / len(searches) for kind in SHARES}
+    found: dict[str, float] = {
+        kind: sum(request.kind == kind for request in searches) / len(searches) for kind in SHARES
+    }
     return {**found, "write": 1 - len(searches) / len(made)}

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.measure import Goals
+from bench.upstream import EMBEDDERS
 
 ALONE, OFF, ON = "Mem0 alone", "memsvc, local search off", "memsvc, local search on"
 LAYERS = ("L0", "L2", "L3", "L4")
 Rows = Sequence[Mapping[str, Any]]
 
 
-def show(embedder: str, played: Rows, made: Mapping[str, float], goals: Goals, *, slow: bool) -> None:
+def show(embedder: str, played: Rows, made: Mapping[str, float], goals: Goals) -> None:
     """The table of one embedder, and its goals."""
     told = ", ".join(f"{share:.1%} {kind}" for kind, share in made.items() if kind != "write")
-    print(f"\nMem0 with {embedder}; of the searches {told}; {made['write']:.1%} of all requests write\n")
+    print(f"\nMem0 with {EMBEDDERS[embedder]}; of the searches {told}; {made['write']:.1%} of all requests write\n")
     print("| | " + " | ".join((ALONE, OFF, ON)) + " |\n|---|---|---|---|")
     contestants = [[row for row in played if row["name"] == name] for name in (ALONE, OFF, ON)]
     for name, figure in _FIGURES.items():
@@ -24,7 +25,7 @@ def show(embedder: str, played: Rows, made: Mapping[str, float], goals: Goals, *
     alone, off, on = contestants
     print()
     goals.at_least(0.9, 1 - _share(on, "L4"), f"{ON}: share of searches answered without Mem0")
-    bound = 1 / 10 if slow else 1 / 3
+    bound = 1 / 10 if embedder == "slow" else 1 / 3
     goals.at_most(bound, _ratio(on, alone, "p95"), f"{ON}: p95 over Mem0's, median of the parts")
     goals.at_most(0, sum(row["stale"] for row in [*off, *on]), "stale answers of memsvc")
     print(
