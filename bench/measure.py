@@ -20,7 +20,8 @@ TICKS = os.sysconf("SC_CLK_TCK")
 def cpu(*pids: int) -> float:
     """Seconds of CPU that these processes and all their descendants have used, those that have ended included. Linux
     only."""
-    used, children = {}, {}
+    used: dict[int, int] = {}
+    children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()

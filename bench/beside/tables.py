@@ -49,7 +49,7 @@ def _by_round(runs: Sequence[Mapping[str, Any]], **what: Any) -> list[Mapping[st
 
 
 def _median(runs: Sequence[Mapping[str, Any]], figure: str, **what: Any) -> float:
-    return statistics.median(run[figure] for run in _by_round(runs, **what))
+    return statistics.median(float(run[figure]) for run in _by_round(runs, **what))
 
 
 def _ratios(runs: Sequence[Mapping[str, Any]], figure: str, kind: str, side: str, clients: int) -> list[float]:

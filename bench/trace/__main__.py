@@ -22,7 +22,7 @@ from typing import Any
 from bench import front, traffic, upstream
 from bench.measure import Goals, cpu, percentiles, save, turned
 from bench.trace.made import Request, Writer, shares
-from bench.trace.play import Player
+from bench.trace.play import Contestant, Player
 from bench.trace.tables import ALONE, OFF, ON, show
 from bench.upstream import EMBEDDERS, TOP_K, Mem0
 
@@ -173,7 +173,7 @@ class Trial:
             **{name: after[name] - before[name] for name in before},
         }
 
-    def _counts(self, to: Alone | Memsvc) -> dict[str, float]:
+    def _counts(self, to: Contestant) -> dict[str, float]:
         """What has been used so far: searches of Mem0, texts embedded by either side, seconds of CPU."""
         assert self.live.supervisor
         mem0 = {"mem0_texts": self.mem0.texts(), "mem0_cpu": self.mem0.cpu()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench.measure import Goals
@@ -34,7 +34,7 @@ def show(embedder: str, played: Rows, made: Mapping[str, float], goals: Goals) -
 
 
 def _share(rows: Rows, layer: str) -> float:
-    return sum(row["layers"].get(layer, 0) for row in rows) / _total(rows, "searches")
+    return float(sum(row["layers"].get(layer, 0) for row in rows)) / _total(rows, "searches")
 
 
 def _total(rows: Rows, name: str) -> float:
@@ -46,7 +46,7 @@ def _per_thousand(rows: Rows, *names: str) -> str:
 
 
 def _ratio(rows: Rows, others: Rows, figure: str) -> float:
-    return statistics.median(own[figure] / other[figure] for own, other in zip(rows, others, strict=True))
+    return statistics.median(float(own[figure]) / other[figure] for own, other in zip(rows, others, strict=True))
 
 
 def _times(rows: Rows) -> str:
@@ -58,7 +58,7 @@ def _searches(rows: Rows) -> str:
     return _per_thousand(rows, "searches" if rows[0]["name"] == ALONE else "searches_of_mem0")
 
 
-_FIGURES = {
+_FIGURES: dict[str, Callable[[Rows], str]] = {
     "searches, writes": lambda rows: f"{_total(rows, 'searches'):.0f}, {_total(rows, 'writes'):.0f}",
     "answered by L0 / L2 / L3 / Mem0": lambda rows: " / ".join(f"{_share(rows, layer):.1%}" for layer in LAYERS),
     "p50 / p95 / p99, ms, medians of the parts": _times,
