@@ -129,7 +129,7 @@ def _stand_in(folder: Path, address: str, embedder: str) -> Iterator[Mem0]:
             assert postgres.process.record
             pids = (server.pid, postgres.process.record.pid)
             about = (
-                f"REST around mem0ai {version('mem0ai')}, one process, {CONNECTIONS} connections to its own PostgreSQL, "
+                f"REST around mem0ai {version('mem0ai')}, one process, {CONNECTIONS} connections to its PostgreSQL, "
                 f"pgvector with HNSW, {embedder}, else its defaults"
             )
             yield Mem0(server.url, server.key, pids, lambda: int(server.control()["embedded"]), about, server)

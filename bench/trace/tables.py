@@ -41,8 +41,8 @@ def _total(rows: Rows, name: str) -> float:
     return float(sum(row[name] for row in rows))
 
 
-def _per_thousand(rows: Rows, *names: str) -> str:
-    return f"{sum(_total(rows, name) for name in names) / _total(rows, 'searches') * 1000:,.0f}"
+def _per_thousand(rows: Rows, name: str) -> str:
+    return f"{_total(rows, name) / _total(rows, 'searches') * 1000:,.0f}"
 
 
 def _ratio(rows: Rows, others: Rows, figure: str) -> float:
@@ -50,7 +50,7 @@ def _ratio(rows: Rows, others: Rows, figure: str) -> float:
 
 
 def _times(rows: Rows) -> str:
-    return " / ".join(f"{statistics.median(row[name] for row in rows):.1f}" for name in ("p50", "p95", "p99"))
+    return " / ".join(f"{statistics.median(float(row[name]) for row in rows):.1f}" for name in ("p50", "p95", "p99"))
 
 
 def _searches(rows: Rows) -> str:
