@@ -69,7 +69,7 @@ def main() -> int:
     parser.add_argument("--embedders", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--seconds", type=float, default=2.5)
     upstream.add_arguments(parser)
     chosen = parser.parse_args()
     goals = Goals()
