@@ -10,16 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 RESULTS = Path(__file__).resolve().parent / "results"
+T = TypeVar("T")
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def cpu(*pids: int) -> float:
     """Seconds of CPU that these processes and all their descendants have used, those that have ended included. Linux
     only."""
-    used, children = {}, {}
+    used: dict[int, int] = {}
+    children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
@@ -49,6 +51,12 @@ def medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The median of each number that the runs tell."""
     names = [name for name, value in runs[0].items() if isinstance(value, int | float)]
     return {name: statistics.median(run[name] for run in runs) for name in names}
+
+
+def turned(contestants: Sequence[T], number: int) -> list[T]:
+    """The same in another order each round, so that what drifts favours none."""
+    number %= len(contestants)
+    return [*contestants[number:], *contestants[:number]]
 
 
 def save(name: str, asked: Mapping[str, Any], **told: Any) -> None:

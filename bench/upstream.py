@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -23,11 +25,12 @@ from bench.hit import load
 from bench.measure import cpu
 from memsvc.embedded.home import Home
 from memsvc.embedded.postgres import Postgres
-from tests.fake_mem0 import FakeMem0
+from tests.fake_mem0 import CONNECTIONS, FakeMem0
 from tests.real_mem0 import RealMem0
 
 DELAY = 0.12
 """Seconds that the slow embedder takes: about what a hosted one does."""
+EMBEDDERS = {"local": "the local embedder", "slow": f"an embedder elsewhere that takes {DELAY * 1000:.0f} ms"}
 TOP_K, GIVERS = 10, 8
 
 
@@ -40,6 +43,8 @@ class Mem0:
     pids: tuple[int, ...]
     texts: Callable[[], int]
     """How many texts it has had embedded."""
+    about: str
+    """What it is, in a line."""
     stand_in: FakeMem0 | None = None
     users: list[str] = field(default_factory=list)
 
@@ -79,7 +84,7 @@ class Mem0:
         for user in self.users:
             self._call("DELETE", "/memories", params={"user_id": user})
 
-    def _call(self, method: str, path: str, **given: object) -> None:
+    def _call(self, method: str, path: str, **given: Any) -> None:
         sent = requests.request(method, self.url + path, headers={"X-API-Key": self.key}, timeout=300, **given)
         sent.raise_for_status()
 
@@ -103,15 +108,16 @@ def started(folder: Path, given: argparse.Namespace, embedder: str) -> Iterator[
         address = f"{endpoint.url}/v1" if endpoint else ""
         if given.url and endpoint:
             RealMem0(given.url, given.key).embed_through(endpoint.url, "unused")
-            found = Mem0(given.url, given.key, (*given.pids, endpoint.pid), endpoint.texts)
+            about = f"its own server at --url, which embeds through an endpoint of this run ({EMBEDDERS[embedder]})"
+            found = Mem0(given.url, given.key, (*given.pids, endpoint.pid), endpoint.texts, about)
             stack.callback(found.forget)
         else:
-            found = stack.enter_context(_stand_in(folder, address))
+            found = stack.enter_context(_stand_in(folder, address, EMBEDDERS[embedder]))
         yield found, address
 
 
 @contextmanager
-def _stand_in(folder: Path, address: str) -> Iterator[Mem0]:
+def _stand_in(folder: Path, address: str, embedder: str) -> Iterator[Mem0]:
     home = Home(folder / "postgres")
     postgres = Postgres(home)
     postgres.start()
@@ -122,7 +128,11 @@ def _stand_in(folder: Path, address: str) -> Iterator[Mem0]:
             assert postgres.process
             assert postgres.process.record
             pids = (server.pid, postgres.process.record.pid)
-            yield Mem0(server.url, server.key, pids, lambda: int(server.control()["embedded"]), server)
+            about = (
+                f"REST around mem0ai {version('mem0ai')}, one process, {CONNECTIONS} connections to its PostgreSQL, "
+                f"pgvector with HNSW, {embedder}, else its defaults"
+            )
+            yield Mem0(server.url, server.key, pids, lambda: int(server.control()["embedded"]), about, server)
         finally:
             server.stop()
     finally:

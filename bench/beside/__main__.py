@@ -13,9 +13,9 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -23,12 +23,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from bench import traffic, upstream
+from bench import front, traffic, upstream
 from bench.beside.tables import FACTS, LOCAL, SAME, STUCK, USERS, show
 from bench.hit import load
-from bench.measure import Goals, cpu, percentiles, save
+from bench.measure import Goals, cpu, percentiles, save, turned
 from tests.fake_mem0 import Fault
-from tests.live import Live, eventually
+from tests.live import eventually
 
 ASKED = 100
 """Questions that are repeated."""
@@ -36,10 +36,14 @@ COLD = 12
 """Users a round that memsvc has never heard of."""
 HITTERS = 8
 """Clients that repeat questions while Mem0 stands still."""
+PASSES = 4
+"""How often repeated questions are asked before anything is measured: both web processes hear most of them."""
 WARM_SECONDS = 0.5
 EMBEDDED = 40
 """Texts that the embedder alone is measured with, a round."""
-BOUNDED = {"consistency": "bounded", "max_age_ms": 5000}
+HIT = b"memsvc; hit"
+"""What an answer from L0 or L2 says of itself (`Cache-Status`)."""
+BOUNDED: dict[str, Any] = {"consistency": "bounded", "max_age_ms": 5000}
 SETTINGS: dict[str, dict[str, dict[str, str]]] = {
     "local": {SAME: {"EMBEDDER": "local"}},
     "slow": {SAME: {"EMBEDDER": "openai", "EMBEDDER_API_KEY": "unused"}, LOCAL: {"EMBEDDER": "local"}},
@@ -65,7 +69,7 @@ def main() -> int:
     parser.add_argument("--embedders", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--seconds", type=float, default=2.5)
     upstream.add_arguments(parser)
     chosen = parser.parse_args()
     goals = Goals()
@@ -96,11 +100,13 @@ class Measurement:
             self._give()
             where = {"EMBEDDER_URL": endpoint} if endpoint else {}
             self.services = {
-                name: stack.enter_context(self._service(name, settings | where))
-                for name, settings in SETTINGS[self.embedder].items()
+                name: stack.enter_context(front.running(self.folder / str(number), self.mem0, settings | where))
+                for number, (name, settings) in enumerate(SETTINGS[self.embedder].items())
             }
             for service in self.services.values():
-                warm(service, self.users)
+                front.warm(service, self.users)
+                known = [front.search(service, *asked) for asked in self.known]
+                load.run(service.port, iter(known * PASSES), HITTERS, 600, HIT)
             print(f"{self.embedder}: stored and warm", flush=True, file=sys.stderr)
             rounds = range(self.chosen.rounds)
             runs = [
@@ -120,7 +126,12 @@ class Measurement:
             ]
             first = [run for number in rounds for run in self._first(number)]
             stalled = [self._stalled() for _ in rounds] if self.mem0.stand_in else []
-        return {"runs": runs, "embedding": alone, "first": first, "stalled": stalled}
+        return {"about": self._about(), "runs": runs, "embedding": alone, "first": first, "stalled": stalled}
+
+    def _about(self) -> dict[str, str]:
+        """What either side is, in a line."""
+        told = {name: front.about(settings) for name, settings in SETTINGS[self.embedder].items()}
+        return {"Mem0": self.mem0.about, **told}
 
     # -- what stands ---------------------------------------------------------------------------------------------------
 
@@ -129,21 +140,6 @@ class Measurement:
         facts = dict(zip(self.users, traffic.facts(USERS, FACTS), strict=True))
         self.mem0.give(facts, {user: self.cold[n::USERS] for n, user in enumerate(self.users)})
 
-    @contextmanager
-    def _service(self, name: str, settings: dict[str, str]) -> Iterator[Live]:
-        live = Live(
-            self.folder / name.replace(", ", "-").replace(" ", "-"),
-            MEM0_USE_REST_API="true",
-            MEM0_REST_API_URL=self.mem0.url,
-            MEM0_REST_API_KEY=self.mem0.key,
-            LOCAL_SEARCH="on",
-            **settings,
-        ).up()
-        try:
-            yield live
-        finally:
-            live.remove()
-
     def _cells(self) -> list[Cell]:
         mem0 = partial(Cell, side="Mem0", port=self.mem0.port, mark=b'"results"')
         cells = [
@@ -151,13 +147,13 @@ class Measurement:
             mem0("new", requests=lambda: (self.mem0.search(*asked) for asked in self._unasked())),
         ]
         for name, live in self.services.items():
-            ask, service = partial(search, live), partial(Cell, side=name, port=live.port)
+            ask, service = partial(front.search, live), partial(Cell, side=name, port=live.port)
             cells.append(service("new", requests=partial(self._new_ones, ask), mark=b"detail=L3"))
             if name == SAME:
                 repeated = [ask(*asked) for asked in self.known]
                 bounded = [ask(*asked, **BOUNDED) for asked in self.known]
-                cells.append(service("repeated", requests=partial(cycle, repeated), mark=b"detail=L0", warm=True))
-                cells.append(service("bounded", requests=partial(cycle, bounded), mark=b"detail=L0", warm=True))
+                cells.append(service("repeated", requests=partial(cycle, repeated), mark=HIT, warm=True))
+                cells.append(service("bounded", requests=partial(cycle, bounded), mark=HIT, warm=True))
         return cells
 
     def _unasked(self) -> Iterator[tuple[str, str]]:
@@ -191,7 +187,7 @@ class Measurement:
         """The first question of each of some users memsvc has never heard of, and one of the same users to Mem0."""
         users = self.cold[number * COLD : (number + 1) * COLD]
         sides = {"Mem0": (self.mem0.port, self.mem0.search, b'"results"')}
-        sides |= {name: (live.port, partial(search, live), b"detail=L4") for name, live in self.services.items()}
+        sides |= {name: (live.port, partial(front.search, live), b"detail=L4") for name, live in self.services.items()}
         told = []
         for side, (port, ask, mark) in turned(list(sides.items()), number):
             requests = iter([ask(user, next(self.new)) for user in users])
@@ -205,38 +201,19 @@ class Measurement:
         """Hits in quiet, and while callers wait for a Mem0 that stands still."""
         assert self.mem0.stand_in
         live = self.services[SAME]
-        hits = [search(live, *asked) for asked in self.known]
-        load.run(live.port, cycle(hits), HITTERS, WARM_SECONDS, b"detail=L0")
-        quiet = load.run(live.port, cycle(hits), HITTERS, self.chosen.seconds, b"detail=L0")
+        hits = [front.search(live, *asked) for asked in self.known]
+        load.run(live.port, cycle(hits), HITTERS, WARM_SECONDS, HIT)
+        quiet = load.run(live.port, cycle(hits), HITTERS, self.chosen.seconds, HIT)
         stand_in = self.mem0.stand_in
         stand_in.fault(Fault("stall", kinds=("search",)))
-        unknown = [search(live, f"unknown-{n}", next(self.new), timeout_ms=30_000) for n in range(STUCK)]
+        unknown = [front.search(live, f"unknown-{n}", next(self.new), timeout_ms=30_000) for n in range(STUCK)]
         stuck = get_context("spawn").Process(target=load.run, args=(live.port, iter(unknown), STUCK, 60.0, b""))
         stuck.start()
         eventually(lambda: stand_in.running("search") == STUCK)
-        stalled = load.run(live.port, cycle(hits), HITTERS, self.chosen.seconds, b"detail=L0")
+        stalled = load.run(live.port, cycle(hits), HITTERS, self.chosen.seconds, HIT)
         stand_in.fault()
         stuck.join()
         return {"quiet": percentiles(quiet.took), "stalled": percentiles(stalled.took)}
-
-
-def search(live: Live, user: str, question: str, **more: Any) -> bytes:
-    """The request that asks memsvc."""
-    body = {"user_id": user, "query": question, **more}
-    return load.post(live.port, "/api/v1/memory/search", body, f"Authorization: Bearer {live.key}")
-
-
-def warm(live: Live, users: Sequence[str], key: str | None = None) -> None:
-    """Fill every layer of these users, and wait for it."""
-    for user in users:
-        live.call("POST", f"/api/v1/users/{user}/warm", {}, key=key).raise_for_status()
-    eventually(lambda: not live.rows("SELECT 1 FROM cachewarm_warmrun WHERE state IN ('due', 'running') LIMIT 1"), 600)
-
-
-def turned(cells: Sequence[Any], number: int) -> list[Any]:
-    """The same from another one on, so that what drifts favours none."""
-    number %= len(cells)
-    return [*cells[number:], *cells[:number]]
 
 
 def embedding_ms(threads: int, texts: Iterator[str]) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.measure import Goals, medians
+from bench.upstream import EMBEDDERS
 
 USERS, FACTS = 20, 100
 """Users, and memories of each."""
@@ -14,7 +15,6 @@ STUCK = 48
 """Clients that wait for Mem0 while it stands still."""
 SAME, LOCAL = "memsvc", "memsvc, local embedder"
 """The contestants beside Mem0: with Mem0's embedder, and with its own where Mem0's is elsewhere."""
-WORDS = {"local": "the local embedder on both sides", "slow": "an embedder that takes 120 ms"}
 AGAINST = {"repeated": "repeated", "bounded": "repeated", "new": "new"}
 """Which of Mem0's runs each kind is held against."""
 
@@ -22,6 +22,9 @@ AGAINST = {"repeated": "repeated", "bounded": "repeated", "new": "new"}
 def show(embedder: str, measured: Mapping[str, Any], goals: Goals) -> None:
     """The tables of one embedder, and its goals."""
     clients = sorted({run["clients"] for run in measured["runs"]})
+    print()
+    for side, about in measured["about"].items():
+        print(f"{side}: {about}.")
     for count in clients:
         _table(embedder, measured["runs"], count)
     alone = {count: _median(measured["embedding"], "cpu_ms", clients=count) for count in clients}
@@ -46,7 +49,7 @@ def _by_round(runs: Sequence[Mapping[str, Any]], **what: Any) -> list[Mapping[st
 
 
 def _median(runs: Sequence[Mapping[str, Any]], figure: str, **what: Any) -> float:
-    return statistics.median(run[figure] for run in _by_round(runs, **what))
+    return statistics.median(float(run[figure]) for run in _by_round(runs, **what))
 
 
 def _ratios(runs: Sequence[Mapping[str, Any]], figure: str, kind: str, side: str, clients: int) -> list[float]:
@@ -57,7 +60,9 @@ def _ratios(runs: Sequence[Mapping[str, Any]], figure: str, kind: str, side: str
 
 
 def _table(embedder: str, runs: Sequence[Mapping[str, Any]], clients: int) -> None:
-    print(f"\n{clients} clients, {WORDS[embedder]}; medians, req/s as a ratio to Mem0's of the same round\n")
+    print(
+        f"\n{clients} clients, Mem0 with {EMBEDDERS[embedder]}; medians, req/s as a ratio to Mem0's of the same round\n"
+    )
     print("| | req/s | ratio (range) | p50 / p95 / p99, ms | CPU ms, memsvc + Mem0 | as expected |")
     print("|---|---|---|---|---|---|")
     rows = sorted({(list(AGAINST).index(run["kind"]), run["side"] != "Mem0", run["side"]) for run in runs})

@@ -13,25 +13,22 @@ import random
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import traffic, upstream
-from bench.beside.__main__ import turned, warm
-from bench.measure import Goals, cpu, percentiles, save
+from bench import front, traffic, upstream
+from bench.measure import Goals, cpu, percentiles, save, turned
 from bench.trace.made import Request, Writer, shares
-from bench.trace.play import Player
+from bench.trace.play import Contestant, Player
 from bench.trace.tables import ALONE, OFF, ON, show
-from bench.upstream import TOP_K, Mem0
-from tests.live import Live, eventually
+from bench.upstream import EMBEDDERS, TOP_K, Mem0
 
 FACTS = 20
 """Memories of each user, before the trace begins."""
-SETTINGS = {"local": "the local embedder", "slow": "an embedder that takes 120 ms"}
-"""Mem0's embedder; memsvc ranks with the local one."""
+SETTINGS = {"EMBEDDER": "local"}
 PROJECT = """
 from memory.models import Project
 from memory.tenancy import keys, projects
@@ -96,7 +93,7 @@ class Memsvc:
 def main() -> int:
     """Measure and print; the exit status says whether every goal was met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--embedders", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--embedders", nargs="+", choices=EMBEDDERS, default=list(EMBEDDERS))
     parser.add_argument("--users", type=int, default=50)
     parser.add_argument("--parts", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20, help="that a part is played for")
@@ -113,7 +110,7 @@ def main() -> int:
             played = Trial(chosen, embedder, Path(folder)).run(parts)
         asked = {**vars(chosen), "key": bool(chosen.key), "facts": FACTS}
         save(f"trace-{embedder}", asked, shares=shares(made), parts=played)
-        show(SETTINGS[embedder], played, shares(made), goals, slow=embedder == "slow")
+        show(embedder, played, shares(made), goals)
     return 0 if goals.all_met else 1
 
 
@@ -127,28 +124,14 @@ class Trial:
         """Start everything, play every part to each; what was seen, a row for each part and contestant."""
         with ExitStack() as stack:
             self.mem0, _ = stack.enter_context(upstream.started(self.folder, self.chosen, self.embedder))
-            self.live = stack.enter_context(self._service())
+            self.live = stack.enter_context(front.running(self.folder / "memsvc", self.mem0, SETTINGS))
             players = [Player(to) for to in self._contestants()]
+            print(f"\nMem0: {self.mem0.about}.\nmemsvc: {front.about(SETTINGS)}; a second project has it off.")
             return [
                 self._part(player, part, number)
                 for number, part in enumerate(parts)
                 for player in turned(players, number)
             ]
-
-    @contextmanager
-    def _service(self) -> Iterator[Live]:
-        live = Live(
-            self.folder / "memsvc",
-            MEM0_USE_REST_API="true",
-            MEM0_REST_API_URL=self.mem0.url,
-            MEM0_REST_API_KEY=self.mem0.key,
-            EMBEDDER="local",
-            LOCAL_SEARCH="on",
-        ).up()
-        try:
-            yield live
-        finally:
-            live.remove()
 
     def _contestants(self) -> list[Alone | Memsvc]:
         """All three, their users' memories stored and, in memsvc, warm."""
@@ -161,7 +144,7 @@ class Trial:
         others = {f"{alone.prefix}{n}": [f"{one.namespace}{one.prefix}{n}" for one in (on, off)] for n in users}
         self.mem0.give(dict(zip(others, traffic.facts(len(users), FACTS), strict=True)), others)
         for service in (on, off):
-            warm(self.live, [f"{service.prefix}{n}" for n in users], service.key)
+            front.warm(self.live, [f"{service.prefix}{n}" for n in users], service.key)
         print(f"{self.embedder}: stored and warm", flush=True, file=sys.stderr)
         return [alone, off, on]
 
@@ -170,7 +153,7 @@ class Trial:
     def _part(self, player: Player, part: Sequence[Request], number: int) -> dict[str, Any]:
         before = self._counts(player.to)
         heard = player.play(part, self.chosen.speed)
-        self._settle()
+        front.settle(self.live)
         after = self._counts(player.to)
         searches = [one for one in heard if one.request.kind != "write"]
         answered = [one for one in searches if one.status == 200]
@@ -190,7 +173,7 @@ class Trial:
             **{name: after[name] - before[name] for name in before},
         }
 
-    def _counts(self, to: Alone | Memsvc) -> dict[str, float]:
+    def _counts(self, to: Contestant) -> dict[str, float]:
         """What has been used so far: searches of Mem0, texts embedded by either side, seconds of CPU."""
         assert self.live.supervisor
         mem0 = {"mem0_texts": self.mem0.texts(), "mem0_cpu": self.mem0.cpu()}
@@ -206,12 +189,6 @@ class Trial:
                 "memsvc_cpu": cpu(self.live.supervisor.pid),
             }
         return {**mem0, **own}
-
-    def _settle(self) -> None:
-        """Wait until memsvc has nothing left to do, its counters told: what a part causes is counted to it."""
-        eventually(lambda: not self.live.rows("SELECT 1 FROM memory_job WHERE state <> 'completed' LIMIT 1"), 300)
-        due = "SELECT 1 FROM cachewarm_warmrun WHERE state IN ('due', 'running') LIMIT 1"
-        eventually(lambda: not self.live.rows(due), 300)
 
 
 if __name__ == "__main__":

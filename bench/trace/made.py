@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -94,5 +94,5 @@ class Writer:
 def shares(made: Sequence[Request]) -> dict[str, float]:
     """What part of the searches each kind of question really is, and of all requests the writes."""
     searches = [request for request in made if request.kind != "write"]
-    found = {kind: sum(request.kind == kind for request in searches) / len(searches) for kind in SHARES}
-    return {**found, "write": 1 - len(searches) / len(made)}
+    found = Counter(request.kind for request in searches)
+    return {**{kind: found[kind] / len(searches) for kind in SHARES}, "write": 1 - len(searches) / len(made)}

@@ -26,9 +26,12 @@ START_SECONDS = 0.5
 class Contestant(Protocol):
     """Whom the trace is sent to."""
 
-    name: str
-    port: int
-    header: tuple[str, str]
+    @property
+    def name(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def header(self) -> tuple[str, str]: ...
 
     def search(self, user: int, question: str) -> tuple[str, Any]:
         """Path and body that ask."""
