@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -18,16 +19,15 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
-from cachewarm import chains, runs, steps, topics, unchanged, warmset
-from cachewarm.models import RebuildRun
+from cachewarm import chains, runs, steps, unchanged
+from cachewarm.models import RebuildRun, WarmRun
 from cachewarm.steps import Limits
-from memory import clock, identity, outbox, stack, versions
+from memory import clock, identity, outbox, stack
 from memory.clock import Deadline
 from memory.errors import LayerUnavailable, OriginError
 from memory.layers.l3_summaries import model
 from memory.models import MemoryUser, Project
 from memory.tenancy.projects import policy as policy_of
-from memory.types import Scope
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,6 @@ class Work:
     limits: Limits = field(
         default_factory=lambda: Limits(settings.WARM_UPSTREAM_BUDGET, Pace(settings.REBUILD_CALLS_PER_SECOND))
     )
-    digests: dict[int, str] = field(default_factory=dict)
     warmed: int = 0
     """Users that it did something for."""
 
@@ -86,12 +85,6 @@ class Work:
     def made_by(self) -> str:
         """What makes the vectors now."""
         return model()
-
-    def topics_digest(self, project_id: int) -> str:
-        """Of the project's topics as they were when this batch began."""
-        if project_id not in self.digests:
-            self.digests[project_id] = topics.digest(topics.of(project_id))
-        return self.digests[project_id]
 
 
 def by_beat() -> str:
@@ -175,7 +168,7 @@ def claim(rebuild_id: int) -> Work | None:
 
 
 def request_stop(rebuild_id: int) -> bool:
-    """Ask a rebuild to stop after the user it is at; False when it has ended."""
+    """Ask a rebuild to stop after the batch it is at; False when it has ended."""
     return bool(RebuildRun.objects.filter(pk=rebuild_id, state="running").update(stop_requested=True))
 
 
@@ -212,31 +205,34 @@ def _pages(work: Work) -> Iterator[RebuildRun]:
 
 
 def _users(users: Sequence[MemoryUser], work: Work) -> Iterator[RebuildRun]:
-    spared = _spared(users, work)
+    warm = _warm(users, work)
+    spared = [user.pk for user in users if _asleep(user) or (user.pk in warm and not work.run.full)]
     if spared:
-        with transaction.atomic():
-            MemoryUser.objects.filter(pk__in=spared).update(rebuilt=work.run.pk)
-            _count(work.run, "unchanged", len(spared))
+        _pass_over(spared, work)
         yield work.run
-    for user in users:
-        if user.pk in spared:
-            continue
+    passed = frozenset(spared)
+    left = [user for user in users if user.pk not in passed]
+    for start in range(0, len(left), settings.REBUILD_BATCH_USERS):
         if _renew(work):
             return
-        _count(work.run, _rebuild(user, work))
-        work.warmed += 1
+        batch = left[start : start + settings.REBUILD_BATCH_USERS]
+        _rebuild(batch, warm, work)
+        work.warmed += len(batch)
         yield work.run
 
 
-def _spared(users: Sequence[MemoryUser], work: Work) -> set[int]:
-    """Those whom nothing has to be done for: asleep, or warm as far as can be told without a listing."""
-    asleep = {user.pk for user in users if _asleep(user)}
-    if work.run.full:
-        return asleep
+def _warm(users: Sequence[MemoryUser], work: Work) -> Mapping[int, int]:
+    """Those who are warm as far as can be told without a listing, with their versions; nobody while CACHE is away."""
     try:
-        return asleep.union(unchanged.among([user.pk for user in users], work.made_by, work.run.totals))
+        return unchanged.among([user.pk for user in users], work.made_by, None if work.run.full else work.run.totals)
     except LayerUnavailable:
-        return asleep
+        return {}
+
+
+def _pass_over(users: Sequence[int], work: Work) -> None:
+    with transaction.atomic():
+        MemoryUser.objects.filter(pk__in=users).update(rebuilt=work.run.pk)
+        _count(work.run, Counter(unchanged=len(users)))
 
 
 def _page(run: RebuildRun) -> list[MemoryUser]:
@@ -253,22 +249,24 @@ def _page(run: RebuildRun) -> list[MemoryUser]:
     return []
 
 
-def _rebuild(user: MemoryUser, work: Work) -> str:
-    """One user: unchanged, completed, superseded or failed."""
-    if not _must_list(user, work.run) and _is_warm(user, work):
-        MemoryUser.objects.filter(pk=user.pk).update(rebuilt=work.run.pk)
-        return "unchanged"
-    warm = runs.claim_for(work.run.pk, user.project_id, user.user_id)
-    if warm is None:  # ended by the process before, which was killed before it counted
-        MemoryUser.objects.filter(pk=user.pk).update(rebuilt=work.run.pk)
-        return "completed"
-    was_warm = _is_warm(user, work)
+def _rebuild(users: Sequence[MemoryUser], warm: Mapping[int, int], work: Work) -> None:
+    """Warm a batch. Of those who are warm already only Mem0 is asked, and they are unchanged if it has nothing new."""
+    claimed = runs.claim_each(work.run.pk, [user.pk for user in users])
+    mine = {(run.project_id, run.user_id) for run in claimed}
+    # Ended by the process before, which was killed before it counted.
+    ended = [user.pk for user in users if (user.project_id, user.user_id) not in mine]
+    MemoryUser.objects.filter(pk__in=ended).update(rebuilt=work.run.pk)
+    stands = {(user.project_id, user.user_id): warm[user.pk] for user in users if user.pk in warm}
 
-    def first() -> str:
-        outcome = steps.summaries(warm, work.limits)
-        return "unchanged" if outcome == "L3" and was_warm and warm.version == user.warmed_version else outcome
+    def first(batch: Sequence[WarmRun]) -> steps.Outcomes:
+        outcomes = steps.summaries(batch, work.limits)
+        same = [stands.get((run.project_id, run.user_id)) == run.version for run in batch]
+        return [
+            "unchanged" if outcome == "L3" and alike else outcome for outcome, alike in zip(outcomes, same, strict=True)
+        ]
 
-    return chains.run_here(warm, work.limits, first)
+    outcomes = chains.run_here(claimed, work.limits, first)
+    _count(work.run, Counter([*outcomes, *("completed" for _ in ended)]))
 
 
 def _asleep(user: MemoryUser) -> bool:
@@ -276,38 +274,15 @@ def _asleep(user: MemoryUser) -> bool:
     return user.active_at < clock.wall() - timedelta(days=settings.L3_ACTIVE_DAYS)
 
 
-def _must_list(user: MemoryUser, run: RebuildRun) -> bool:
-    """Whether only a listing can tell that Mem0 is unchanged (PROTOCOL C5)."""
-    if run.full:
-        return True
-    if run.totals is None:
-        return False
-    known = stack.L3.snapshot(user.project_id, user.user_id)
-    counted = known.counts.get("memories", 0) + known.counts.get("expired", 0) if known else -1
-    return bool(run.totals.get(str(user.project_id), {}).get(user.user_id, 0) != counted)
-
-
-def _is_warm(user: MemoryUser, work: Work) -> bool:
-    """Whether every layer has what a warm would give it, for longer than until the next rebuild."""
-    scope = Scope(user.project_id, user.user_id)
-    version = versions.stored(scope.pin)
-    if user.warmed_at is None or user.warm_failure or version.number != user.warmed_version:
-        return False
-    stands = stack.L3.header(scope)
-    if stands != (version.number, work.made_by, work.topics_digest(user.project_id)):
-        return False
-    return all(steps.warm_now(warmset.of(scope), version, policy_of(user.project_id)))
-
-
-def _count(run: RebuildRun, outcome: str, users: int = 1) -> None:
-    unchanged_too, failed_too = users * (outcome == "unchanged"), users * (outcome == "failed")
+def _count(run: RebuildRun, outcomes: Counter[str]) -> None:
+    users = outcomes.total()
     run.done += users
-    run.unchanged += unchanged_too
-    run.failed += failed_too
+    run.unchanged += outcomes["unchanged"]
+    run.failed += outcomes["failed"]
     RebuildRun.objects.filter(pk=run.pk).update(
         done=F("done") + users,
-        unchanged=F("unchanged") + unchanged_too,
-        failed=F("failed") + failed_too,
+        unchanged=F("unchanged") + outcomes["unchanged"],
+        failed=F("failed") + outcomes["failed"],
     )
 
 

@@ -47,7 +47,7 @@ def save(layer: SummaryLayer, scope: Scope, version: Version, memories, *, compl
     vectors = embed(scope.project, [memory.text for memory in memories])
     reading = Reading(version.number, complete, memories, vectors, model(), l3_rows.fingerprint(memories))
     with transaction.atomic():
-        return layer.save(scope, reading, Summary(topics or {}, {}, [], {}, ""))
+        return bool(layer.save({scope: (reading, Summary(topics or {}, {}, [], {}, ""))}))
 
 
 def warm(layer: SummaryLayer, scope: Scope, *texts: str, **more) -> Version:
