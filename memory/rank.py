@@ -217,11 +217,13 @@ class Index:
         lengths = np.array([len(row) for row in rows], dtype=np.intp)
         words = np.array([self._numbers.setdefault(word, len(self._numbers)) for row in rows for word in row], np.intp)
         # Sorted by word, then by row: what one word adds to its rows lies together.
-        pairs, counts = np.unique(words * self._size + np.repeat(np.arange(self._size), lengths), return_counts=True)
+        every = np.sort(words * self._size + np.repeat(np.arange(self._size), lengths))
+        firsts = np.flatnonzero(np.concatenate(([True], every[1:] != every[:-1]))[: len(every)])
+        pairs, counts = every[firsts], np.diff(np.append(firsts, len(every)))
         held, self._places = np.divmod(pairs, max(1, self._size))
         self._starts = np.searchsorted(held, np.arange(len(self._numbers) + 1)).tolist()
         weights = self._weight(np.diff(self._starts))
-        penalty = K1 * (1 - B + B * lengths / max(1.0, lengths.mean() if len(rows) else 0.0))
+        penalty = K1 * (1 - B + B * lengths / max(1.0, len(words) / max(1, len(rows))))
         gains = weights[held] * counts * (K1 + 1) / (counts + penalty[self._places])
         self._gains: NDArray[np.float32] = gains.astype(np.float32)
         self._weights: list[float] = weights.tolist()
@@ -415,6 +417,8 @@ _OPERATORS = frozenset({"eq", "ne", "in", "nin", "contains", "icontains"}) | _NU
 
 def understands(conditions: Mapping[str, Any]) -> bool:
     """Whether `matches` tells exactly what Mem0 would find (PROTOCOL C2); the rest is Mem0's to answer or refuse."""
+    if not conditions:
+        return True
     simple = list(_flat(conditions))
     keys = [key for key, _ in simple]
     if None in keys or len(set(keys)) < len(keys):

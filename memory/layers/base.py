@@ -60,17 +60,32 @@ def shown(memory: Memory) -> Shown:
 
 def encode(memories: Iterable[Memory], *, version: int, as_of: int, ranking: Ranking) -> Entry:
     """An answer's memories as an entry. `as_of` is in microseconds on the store's clock."""
-    ranked = [(shown(memory), memory.score) for memory in memories]
-    return encode_ranked(ranked, version=version, as_of=as_of, ranking=ranking)
+    found = list(memories)
+    ranked = [(place, memory.score) for place, memory in enumerate(found)]
+    (entry,) = encode_each(list(map(shown, found)), [ranked], version=version, as_of=as_of, ranking=ranking)
+    return entry
 
 
-def encode_ranked(ranked: Sequence[tuple[Shown, float | None]], *, version: int, as_of: int, ranking: Ranking) -> Entry:
-    """`encode` for memories that are shown in more than one answer: they are written down once."""
-    results = b",".join([one.before + orjson.dumps(score) + one.after for one, score in ranked])
-    ends = [one.expires for one, _ in ranked if one.expires]
-    until = _midnight_after(min(ends)) if ends else 0
-    jobs = b"".join([one.job for one, _ in ranked])
-    return Entry(b"[" + results + b"]", version, as_of, until, ranking, len(ranked), jobs)
+def encode_each(
+    held: Sequence[Shown],
+    answers: Sequence[Sequence[tuple[int, float | None]]],
+    *,
+    version: int,
+    as_of: int,
+    ranking: Ranking,
+) -> list[Entry]:
+    """`encode` for many answers made of the same memories, each as (place in `held`, score), best first: a memory is
+    written down once, and all scores together."""
+    scores = iter(orjson.dumps([score for ranked in answers for _, score in ranked])[1:-1].split(b","))
+    entries = []
+    for ranked in answers:
+        found = [held[place] for place, _ in ranked]
+        results = b",".join([one.before + next(scores) + one.after for one in found])
+        ends = [one.expires for one in found if one.expires]
+        until = _midnight_after(min(ends)) if ends else 0
+        jobs = b"".join([one.job for one in found])
+        entries.append(Entry(b"[" + results + b"]", version, as_of, until, ranking, len(found), jobs))
+    return entries
 
 
 def public(memory: Memory) -> dict[str, Any]:

@@ -160,10 +160,9 @@ class ResultLayer:
         stands at that version, of one of these rankings. LayerUnavailable."""
         allowed = bytes(map(RANKINGS.index, rankings))
         listed = list(wanted)
+        calls = [(names, [head(version), allowed]) for version, names in listed if names]
         try:
-            answers = iter(
-                redis_wire.run(_LIVES, [(names, [head(version), allowed]) for version, names in listed if names])
-            )
+            answers = iter(redis_wire.run(_LIVES, calls))
         except redis.RedisError as error:
             raise LayerUnavailable(NAME, type(error).__name__) from error
         return [next(answers) if names else [] for _, names in listed]

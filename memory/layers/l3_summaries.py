@@ -21,7 +21,7 @@ from memory.backends.base import LIST_LIMIT
 from memory.embedders.base import Vectors
 from memory.errors import EmbedderError, LayerUnavailable
 from memory.layers import l3_rows
-from memory.layers.base import encode_ranked
+from memory.layers.base import encode_each
 from memory.layers.l0_process import ByteLRU
 from memory.layers.l1_vectors import CachedEmbedder
 from memory.layers.l3_rows import Held
@@ -183,14 +183,10 @@ class SummaryLayer:
             if found is None or not _ranks(found[0], made_by):
                 return entries
             held, now = found
-            asked = [
-                place
-                for place, query in enumerate(queries)
-                if not query.filters or rank.understands(query.conditions())
-            ]
+            asked = [place for place, query in enumerate(queries) if rank.understands(query.conditions())]
             ranked = _rank([queries[place] for place in asked], held, now, policy, made_by, vectors)
-        for place, rows in zip(asked, ranked, strict=True):
-            entries[place] = _entry(held, rows, now if as_of is None else as_of, policy)
+        for place, entry in zip(asked, _encoded(held, ranked, now if as_of is None else as_of, policy), strict=True):
+            entries[place] = entry
         return entries
 
     def hold(self, project: int, versions: Mapping[str, int]) -> None:
@@ -215,11 +211,11 @@ class SummaryLayer:
                 return None
             try:
                 by = made_by if _comparable(held, made_by := model()) else ""
-                (ranked,) = _rank([query], held, held.read_at, policy, by)
+                ranked = _rank([query], held, held.read_at, policy, by)
             except EmbedderError:
-                (ranked,) = _rank([query], held, held.read_at, policy, "")
+                ranked = _rank([query], held, held.read_at, policy, "")
         as_of = held.read_at if held.version == version.number else held.built_at
-        return _entry(held, ranked, as_of, policy), not held.complete
+        return _encoded(held, ranked, as_of, policy)[0], not held.complete
 
     def listing(self, scope: Scope, version: Version) -> list[Memory] | None:
         """The scope's memories, expired ones included, if all are known at exactly this version. LayerUnavailable."""
@@ -463,9 +459,8 @@ def _ranks(held: Held, made_by: str) -> bool:
     return held.complete and _comparable(held, made_by)
 
 
-def _entry(held: Held, ranked: rank.Ranked, as_of: int, policy: Policy) -> Entry:
-    found = [(held.shown[index], score) for index, score in ranked]
-    return encode_ranked(found, version=held.version, as_of=as_of, ranking=policy.ranking)
+def _encoded(held: Held, ranked: Sequence[rank.Ranked], as_of: int, policy: Policy) -> list[Entry]:
+    return encode_each(held.shown, ranked, version=held.version, as_of=as_of, ranking=policy.ranking)
 
 
 def _rank(
