@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.db import IntegrityError, connection, transaction
-from django.db.models import F, Q
+from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Now
 
 from cachewarm import chains, runs, steps, unchanged
@@ -69,17 +69,46 @@ class Pace:
         self._next = max(self._next, now) + self._every
 
 
+class Known(NamedTuple):
+    """A user on a rebuild's page."""
+
+    pk: int
+    project_id: int
+    user_id: str
+    active_at: datetime
+
+
 @dataclass
 class Work:
     """One process's hold on a rebuild, and what it needs to know for every user of it."""
 
     run: RebuildRun
     fence: int
-    limits: Limits = field(
-        default_factory=lambda: Limits(settings.WARM_UPSTREAM_BUDGET, Pace(settings.REBUILD_CALLS_PER_SECOND))
-    )
+    pace: Pace = field(default_factory=lambda: Pace(settings.REBUILD_CALLS_PER_SECOND))
     warmed: int = 0
     """Users that it did something for."""
+    renewed_at: float = field(default_factory=clock.now)
+
+    @cached_property
+    def limits(self) -> Limits:
+        """What it may ask of Mem0."""
+        return Limits(settings.WARM_UPSTREAM_BUDGET, self.call)
+
+    def call(self) -> None:
+        """Before a call to Mem0, of which a batch may make thousands: hold on to the rebuild. Whether that was in time
+        is found out after the batch."""
+        self.pace()
+        if clock.now() > self.renewed_at + settings.WARM_LEASE_SECONDS / 4:
+            self.renew()
+
+    def renew(self) -> bool | None:
+        """Whether the rebuild was asked to stop; None when another process has it, or it has ended."""
+        values = {"id": self.run.pk, "fence": self.fence, "lease": settings.WARM_LEASE_SECONDS}
+        with connection.cursor() as cursor:
+            cursor.execute(_RENEW, values)
+            row = cursor.fetchone()
+        self.renewed_at = clock.now()
+        return row[0] if row else None
 
     @cached_property
     def made_by(self) -> str:
@@ -126,7 +155,7 @@ def begin(reason: str, *, full: bool = False) -> tuple[RebuildRun, bool]:
     totals = None if full else _totals()
     try:
         with transaction.atomic():
-            run = RebuildRun.objects.create(reason=reason, full=full, totals=totals, total=MemoryUser.objects.count())
+            run = RebuildRun.objects.create(reason=reason, full=full, totals=totals, total=_awake().count())
             return RebuildRun.objects.get(pk=run.pk), True
     except IntegrityError:  # one_rebuild_at_a_time: another process was first
         return standing.get(), False
@@ -198,20 +227,12 @@ def _pages(work: Work) -> Iterator[RebuildRun]:
         yield from _users(users, work)
         if work.run.stop_requested:
             break
-        last = users[-1]
-        work.run.cursor = [last.active_at.isoformat(), last.pk]
-        RebuildRun.objects.filter(pk=work.run.pk, fence=work.fence).update(cursor=work.run.cursor)
     _finish(work)
 
 
-def _users(users: Sequence[MemoryUser], work: Work) -> Iterator[RebuildRun]:
+def _users(users: Sequence[Known], work: Work) -> Iterator[RebuildRun]:
     warm = _warm(users, work)
-    spared = [user.pk for user in users if _asleep(user) or (user.pk in warm and not work.run.full)]
-    if spared:
-        _pass_over(spared, work)
-        yield work.run
-    passed = frozenset(spared)
-    left = [user for user in users if user.pk not in passed]
+    left = [user for user in users if work.run.full or user.pk not in warm]
     for start in range(0, len(left), settings.REBUILD_BATCH_USERS):
         if _renew(work):
             return
@@ -219,9 +240,24 @@ def _users(users: Sequence[MemoryUser], work: Work) -> Iterator[RebuildRun]:
         _rebuild(batch, warm, work)
         work.warmed += len(batch)
         yield work.run
+    _pass(users, len(users) - len(left), work)
+    yield work.run
 
 
-def _warm(users: Sequence[MemoryUser], work: Work) -> Mapping[int, int]:
+def _pass(users: Sequence[Known], spared: int, work: Work) -> None:
+    """A page is done: count those who were left alone, and go on behind it. They need no mark of their own, but for
+    those whom the cursor does not tell of."""
+    run = work.run
+    late = [user.pk for user in users if user.active_at > run.started_at]
+    if late:
+        MemoryUser.objects.filter(pk__in=late).update(rebuilt=run.pk)
+    else:
+        run.cursor = [users[-1].active_at.isoformat(), users[-1].pk]
+        RebuildRun.objects.filter(pk=run.pk, fence=work.fence).update(cursor=run.cursor)
+    _count(run, Counter(unchanged=spared))
+
+
+def _warm(users: Sequence[Known], work: Work) -> Mapping[int, int]:
     """Those who are warm as far as can be told without a listing, with their versions; nobody while CACHE is away."""
     try:
         return unchanged.among([user.pk for user in users], work.made_by, None if work.run.full else work.run.totals)
@@ -229,27 +265,27 @@ def _warm(users: Sequence[MemoryUser], work: Work) -> Mapping[int, int]:
         return {}
 
 
-def _pass_over(users: Sequence[int], work: Work) -> None:
-    with transaction.atomic():
-        MemoryUser.objects.filter(pk__in=users).update(rebuilt=work.run.pk)
-        _count(work.run, Counter(unchanged=len(users)))
-
-
-def _page(run: RebuildRun) -> list[MemoryUser]:
-    """The next users it has not reached. First those by their last activity before it began; then those whose activity
-    moved them meanwhile; whoever is new since is being warmed anyway."""
-    known = MemoryUser.objects.filter(first_seen_at__lte=run.started_at).exclude(rebuilt=run.pk)
+def _page(run: RebuildRun) -> list[Known]:
+    """The next users it has not reached. First those by their last activity before it began, but whom nobody has asked
+    about for so long that L3 keeps no vectors of theirs; then those whose activity moved them meanwhile; whoever is new
+    since is being warmed anyway."""
+    known = _awake().filter(first_seen_at__lte=run.started_at).exclude(rebuilt=run.pk)
     before = known.filter(active_at__lte=run.started_at)
     if run.cursor is not None:
         active_at, pk = datetime.fromisoformat(run.cursor[0]), run.cursor[1]
         before = before.filter(Q(active_at__lt=active_at) | Q(active_at=active_at, pk__lt=pk))
-    for left in (before, known):
-        if users := list(left.order_by("-active_at", "-pk")[:PAGE_USERS]):
+    for left in (before, known.filter(active_at__gt=run.started_at)):
+        rows = left.order_by("-active_at", "-pk").values_list("pk", "project_id", "user_id", "active_at")
+        if users := [Known(*row) for row in rows[:PAGE_USERS]]:
             return users
     return []
 
 
-def _rebuild(users: Sequence[MemoryUser], warm: Mapping[int, int], work: Work) -> None:
+def _awake() -> QuerySet[MemoryUser]:
+    return MemoryUser.objects.filter(active_at__gte=Now() - timedelta(days=settings.L3_ACTIVE_DAYS))
+
+
+def _rebuild(users: Sequence[Known], warm: Mapping[int, int], work: Work) -> None:
     """Warm a batch. Of those who are warm already only Mem0 is asked, and they are unchanged if it has nothing new."""
     claimed = runs.claim_each(work.run.pk, [user.pk for user in users])
     mine = {(run.project_id, run.user_id) for run in claimed}
@@ -269,13 +305,8 @@ def _rebuild(users: Sequence[MemoryUser], warm: Mapping[int, int], work: Work) -
     _count(work.run, Counter([*outcomes, *("completed" for _ in ended)]))
 
 
-def _asleep(user: MemoryUser) -> bool:
-    """Nobody has asked about this user for so long that L3 keeps no vectors of theirs."""
-    return user.active_at < clock.wall() - timedelta(days=settings.L3_ACTIVE_DAYS)
-
-
 def _count(run: RebuildRun, outcomes: Counter[str]) -> None:
-    users = outcomes.total()
+    users = min(outcomes.total(), run.total - run.done)  # who became active meanwhile may have been passed before
     run.done += users
     run.unchanged += outcomes["unchanged"]
     run.failed += outcomes["failed"]
@@ -291,13 +322,11 @@ def _count(run: RebuildRun, outcomes: Counter[str]) -> None:
 
 def _renew(work: Work) -> bool:
     """Hold on to the rebuild; True when it was asked to stop. LeaseLost."""
-    with connection.cursor() as cursor:
-        cursor.execute(_RENEW, {"id": work.run.pk, "fence": work.fence, "lease": settings.WARM_LEASE_SECONDS})
-        row = cursor.fetchone()
-    if row is None:
+    asked = work.renew()
+    if asked is None:
         raise LeaseLost
-    work.run.stop_requested = row[0]
-    return work.run.stop_requested
+    work.run.stop_requested = asked
+    return asked
 
 
 def _hand_on(work: Work) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,6 +65,7 @@ def measured(users: int) -> dict[str, Any]:
             "unchanged": light,
             "postgresql": sizes,
             "valkey": _valkey(project, users),
+            "memories": _memories(),
         }
 
 
@@ -126,6 +128,31 @@ def _valkey(project: int, users: int) -> dict[str, float]:
     names = _keys(project, [f"user-{number}" for number in range(0, users, max(1, users // 100))])
     held = [cache().memory_usage(name) or 0 for name in names]
     return {"sample": len(held), "bytes_of_entry": statistics.mean(held), "evicted": _evicted()}
+
+
+def _memories() -> int:
+    from memory.models import SnapshotMemory
+
+    return SnapshotMemory.objects.count()
+
+
+def embedding(texts: int) -> dict[str, float]:
+    """Seconds that the local embedder takes for a sentence, apart from all else."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "memsvc.settings")
+    os.environ.update(SECRET_KEY="of no use here", EMBEDDER_SYMMETRIC="false")
+    from memory.embedders import local
+    from tests import data
+
+    said = [text for sentences in data.load("msc-personas.json.gz") for text in sentences][: texts + 1]
+    embedder = local.make()
+    embedder.embed(said[:1], "passage")
+    began, cpu = time.perf_counter(), time.process_time()
+    embedder.embed(said[1:], "passage")
+    return {
+        "seconds": (time.perf_counter() - began) / texts,
+        "cpu": (time.process_time() - cpu) / texts,
+        "texts": texts,
+    }
 
 
 def _evicted() -> int:

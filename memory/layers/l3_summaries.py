@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 from django.conf import settings
 from django.db import Error as DatabaseError
-from django.db import connection
+from django.db import connection, transaction
 
 from memory import clock, db, embedders, rank
 from memory.backends.base import LIST_LIMIT
@@ -31,6 +31,8 @@ from memory.types import Entry, Memory, Query, Scope, Version
 
 NAME = "L3"
 NEWEST = (1 << 63) - 1
+FORGET_USERS = 500
+"""Users of one transaction that drops snapshots."""
 
 _STANDS = (
     "SELECT id, version, complete, embedder FROM memory_snapshot WHERE project_id = %s AND user_id = %s FOR UPDATE"
@@ -89,6 +91,12 @@ WITH forgotten AS (
     RETURNING s.id
 )
 UPDATE memory_snapshotmemory SET vector = NULL WHERE snapshot_id IN (SELECT id FROM forgotten)
+"""
+
+
+_UNKEPT = """
+SELECT s.id FROM memory_snapshot s JOIN memory_memoryuser u ON u.project_id = s.project_id AND u.user_id = s.user_id
+WHERE u.active_at < now() - make_interval(days => %s) ORDER BY s.id LIMIT %s FOR UPDATE OF s SKIP LOCKED
 """
 
 
@@ -294,10 +302,11 @@ class SummaryLayer:
             cursor.execute(_KNOWN, _columns(scopes))
             snapshots = cursor.fetchall()
         stand = _stand([row[2] for row in snapshots])
-        return {
-            Scope(*row[:2]): Known(*row[3:], rows={memory: said[:2] for memory, said in stand.get(row[2], {}).items()})
-            for row in snapshots
-        }
+        found = {}
+        for project, user, snapshot, version, complete, seen, embedder, topics in snapshots:
+            rows = {memory: said[:2] for memory, said in stand.get(snapshot, {}).items()}
+            found[Scope(project, user)] = Known(version, complete, seen, embedder, topics, rows)
+        return found
 
     def vectors(self, scopes: Sequence[Scope]) -> dict[Scope, dict[bytes, bytes]]:
         """The stored vectors of users by text key."""
@@ -329,10 +338,22 @@ class SummaryLayer:
         return set(allowed)
 
     def forget_inactive(self) -> int:
-        """Drop the vectors of users whom nobody has asked about for L3_ACTIVE_DAYS; a later warm makes them again."""
+        """Drop the vectors of users whom nobody has asked about for L3_ACTIVE_DAYS, and all of those after L3_KEEP_DAYS;
+        a later warm makes them again. How many vectors."""
+        self._forget_unkept()
         with connection.cursor() as cursor:
             cursor.execute(_FORGET, (settings.L3_ACTIVE_DAYS,))
             return int(cursor.rowcount)
+
+    def _forget_unkept(self) -> None:
+        while True:
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute(_UNKEPT, (settings.L3_KEEP_DAYS, FORGET_USERS))
+                snapshots = [row[0] for row in cursor.fetchall()]
+                SnapshotMemory.objects.filter(snapshot_id__in=snapshots).delete()
+                Snapshot.objects.filter(pk__in=snapshots).delete()
+            if len(snapshots) < FORGET_USERS:
+                return
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
