@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or 3.12; everything else comes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help up manage demo test conformance chaos mutants prove bench-stall bench-outage bench-rebuild bench-agreement bench-quality bench-stm bench-hit lint audit fmt clean
+.PHONY: help up manage demo test conformance chaos mutants prove bench-stall bench-outage bench-rebuild bench-agreement bench-quality bench-stm bench-hit bench-warm capacity lint audit fmt clean
 
 PYTHON := .venv/bin/python
 INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -61,6 +61,12 @@ bench-stm: ## short-term memory: its context, recall of either memory and both, 
 
 bench-hit: ## a question asked before, beside a Django view that does nothing
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.hit $(ARGS)
+
+bench-warm: ## a rebuild of thousands of users, beside a bare script that writes the same; make bench-warm ARGS="--users 100000"
+	@$(INSTALL) dev && exec $(PYTHON) -m bench.warm $(ARGS)
+
+capacity: ## hardware, storage and times for so many users, from what bench-warm measured
+	@$(INSTALL) dev && exec $(PYTHON) -m bench.capacity $(ARGS)
 
 lint: ## what CI checks beside the tests
 	@$(INSTALL) dev

@@ -86,19 +86,15 @@ def main() -> None:
     parser.add_argument("--memories", type=float, default=20, help="of a user")
     chosen = parser.parse_args()
     one = measured(json.loads(RESULTS.read_text()))
+    print(f"Measured with {one.memories:.1f} memories a user: in PostgreSQL {one.fixed / 1024:.1f} KB, and")
     print(
-        f"Measured with {one.memories:.1f} memories a user: {one.fixed / 1024:.1f} KB of rows and {one.memory:.0f} bytes"
-    )
-    print(
-        f"a memory in PostgreSQL, {one.entries / 1024:.0f} KB in Valkey; {one.warm_cpu * 1e6:.0f} µs of CPU a warm, at"
+        f"{one.memory:.0f} bytes a memory; in Valkey {one.entries / 1024:.0f} KB; {one.warm_cpu * 1e6:.0f} µs of CPU,"
     )
     print(f"{1 / one.warm:,.0f} users/s; {1 / one.unchanged:,.0f} unchanged users/s; {one.embed * 1e3:.0f} ms a text.")
-    print(
-        f"\n{chosen.active:.0%} active, {chosen.changed:.1%} of them written in 30 minutes, {chosen.memories:.0f} memories"
-    )
-    print(
-        "\n| | " + " | ".join(f"{users:,} users" for users in chosen.users) + " |\n|---|" + "---|" * len(chosen.users)
-    )
+    print(f"\n{chosen.active:.0%} active, {chosen.changed:.1%} of them written between two rebuilds, ", end="")
+    print(f"{chosen.memories:.0f} memories each\n")
+    print("| | " + " | ".join(f"{users:,} users" for users in chosen.users) + " |")
+    print("|---|" + "---|" * len(chosen.users))
     found = [model(one, users, chosen.active, chosen.changed, chosen.memories) for users in chosen.users]
     for title, name, show in ROWS:
         print(f"| {title} | " + " | ".join(show(each[name]) for each in found) + " |")

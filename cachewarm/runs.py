@@ -15,7 +15,7 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models.functions import Now
 
 from cachewarm.models import WarmRun
-from memory import identity, metrics
+from memory import identity, metrics, write
 from memory.models import MemoryUser
 
 log = logging.getLogger(__name__)
@@ -203,7 +203,8 @@ def fail(run: WarmRun, error: str) -> Due | None:
     if last or not (wait := _postpone(run, error)):
         end([(run, "failed")], error)
         return None
-    _tell([(run, "failed")], error)
+    with transaction.atomic():
+        _tell([(run, "failed")], error)
     _log_end(run, "retry", error)
     return Due(run.run_id, False, wait)
 
@@ -276,15 +277,16 @@ def _postpone(run: WarmRun, error: str) -> float:
 
 
 def _tell(ended: Sequence[tuple[WarmRun, str]], error: str) -> None:
-    """Say of users and their jobs what has become of a warm; locked in the order of their keys, as by other batches."""
+    """Say of users and their jobs what has become of a warm, in the caller's transaction."""
     rows = []
-    for run, outcome in sorted(ended, key=lambda one: (one[0].project_id, one[0].user_id)):
+    for run, outcome in ended:
         reached = run.version if run.version is not None else run.wanted_version
         if outcome == "failed":
             reached = max(reached, run.wanted_version)
         warm = outcome == "completed" or (outcome == "unchanged" and run.version is not None)
         rows.append((run.project_id, run.user_id, outcome, error, reached, run.step, warm, run.rebuild_id))
     warmed = [(row[0], row[1], row[4]) for row in rows if row[6]]
+    write.lock_users([(row[0], row[1]) for row in rows])
     with connection.cursor() as cursor:
         if rows:
             cursor.execute(_TELL, _columns(rows))

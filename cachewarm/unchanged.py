@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
-from django.db import connection
+from django.db import connection, transaction
 
 from cachewarm import topics, warmset
-from memory import keys, stack
+from memory import keys, stack, write
 from memory.tenancy.projects import Policy
 from memory.tenancy.projects import policy as policy_of
 from memory.types import Scope
@@ -99,7 +99,8 @@ def note(rules: Policy, kept: Mapping[Scope, tuple[int, Sequence[str], int]]) ->
         (scope.user_id or "", _answers(rules, version, prints), life) for scope, (version, prints, life) in kept.items()
     )
     if noted:
-        with connection.cursor() as cursor:
+        with transaction.atomic(), connection.cursor() as cursor:
+            write.lock_users([(rules.id, user) for user, *_ in noted])
             cursor.execute(_NOTE, (*map(list, zip(*noted, strict=True)), rules.id))
 
 

@@ -14,14 +14,17 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from bench.warm import scale
+from bench.warm import flows, scale, trace
+
+T = TypeVar("T")
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "warm.json"
 EMBEDDED = 60
@@ -31,29 +34,47 @@ SHARE, UNCHANGED, LINEAR, FLAT = 0.6, 20_000, 0.8, 1.25
 memory of the last stretches to the first."""
 
 
+PARTS = ("sizes", "trace", "flows", "embedding")
+
+
 def main() -> int:
     """Measure and print; the exit status says whether every goal was met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--requests", type=int, default=6000, help="of the trace")
+    parser.add_argument("--pairs", type=int, default=20, help="of writes, one of each flow")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="the rest is kept as it was measured")
     chosen = parser.parse_args()
-    sizes = []
-    for users in chosen.users:  # each in a process of its own: Django is set up once
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            sizes.append(process.submit(scale.measured, users).result())
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        embedding = process.submit(scale.embedding, EMBEDDED).result()
-    result = {
+    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    result |= {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()},
         "settings": scale.SETTINGS,
-        "embedding": embedding,
-        "sizes": sizes,
     }
+    if "sizes" in chosen.parts:
+        result["sizes"] = [_alone(scale.measured, users) for users in chosen.users]
+    if "trace" in chosen.parts:
+        result["trace"] = _alone(trace.measured, chosen.requests)
+    if "embedding" in chosen.parts:
+        result["embedding"] = _alone(scale.embedding, EMBEDDED)
+    if "flows" in chosen.parts:
+        with tempfile.TemporaryDirectory(prefix="memsvc-bench-") as folder:
+            result["flows"] = flows.measured(Path(folder), chosen.pairs)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    met = show(sizes)
-    print(f"The real embedder, apart: {embedding['cpu'] * 1e3:.1f} ms of CPU a sentence.")
+    met = "sizes" not in result or show(result["sizes"])
+    for part, table in (("trace", trace.show), ("flows", flows.show)):
+        if part in result:
+            table(result[part])
+    if "embedding" in result:
+        print(f"\nThe real embedder, apart: {result['embedding']['cpu'] * 1e3:.1f} ms of CPU a sentence.")
     return 0 if met else 1
+
+
+def _alone(work: Callable[[int], T], size: int) -> T:
+    """In a process of its own: Django is set up once, and memory starts small."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(work, size).result()
 
 
 # -- what came of it ---------------------------------------------------------------------------------------------------

@@ -338,8 +338,8 @@ class SummaryLayer:
         return set(allowed)
 
     def forget_inactive(self) -> int:
-        """Drop the vectors of users whom nobody has asked about for L3_ACTIVE_DAYS, and all of those after L3_KEEP_DAYS;
-        a later warm makes them again. How many vectors."""
+        """Drop the vectors of users whom nobody has asked about for L3_ACTIVE_DAYS, and after L3_KEEP_DAYS all there is
+        of them; a later warm makes it again. How many vectors."""
         self._forget_unkept()
         with connection.cursor() as cursor:
             cursor.execute(_FORGET, (settings.L3_ACTIVE_DAYS,))
