@@ -14,10 +14,9 @@ import numpy as np
 import redis
 from django.conf import settings
 
-from memory import keys, metrics
+from memory import keys, metrics, redis_wire
 from memory.embedders.base import Action, Embedder, Vectors
 from memory.errors import EmbedderError, LayerUnavailable
-from memory.redis_client import cache
 from memory.text import nfc
 
 LAYER = "L1"
@@ -80,11 +79,8 @@ class CachedEmbedder:
         return found
 
     def _read(self, texts: Sequence[str], names: Sequence[str]) -> dict[str, Vectors]:
-        pipeline = cache().pipeline(transaction=False)
-        for name in names:
-            pipeline.getex(name, ex=settings.L1_TTL_SECONDS)
         try:
-            stored = pipeline.execute()
+            stored = redis_wire.ask(*[("GETEX", name, "EX", settings.L1_TTL_SECONDS) for name in names])
         except redis.RedisError as error:
             raise LayerUnavailable(LAYER, type(error).__name__) from error
         size = self.dimensions * 4
@@ -105,11 +101,12 @@ class CachedEmbedder:
     def _store(self, vectors: Mapping[str, Vectors]) -> None:
         names = list(vectors)
         for start in range(0, len(names), CHUNK):
-            pipeline = cache().pipeline(transaction=False)
-            for name in names[start : start + CHUNK]:
-                pipeline.set(name, vectors[name].astype("<f4").tobytes(), ex=settings.L1_TTL_SECONDS)
+            chunk = names[start : start + CHUNK]
+            kept = [
+                ("SET", name, vectors[name].astype("<f4").tobytes(), "EX", settings.L1_TTL_SECONDS) for name in chunk
+            ]
             try:
-                pipeline.execute()
+                redis_wire.ask(*kept)
             except redis.RedisError:
                 metrics.count("fills", len(names) - start, project=self.project, layer=LAYER, outcome="error")
                 return
