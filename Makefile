@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or 3.12; everything else comes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help up manage demo test conformance chaos mutants prove bench-stall bench-outage bench-rebuild bench-agreement bench-quality bench-stm bench-hit bench-mem0 bench-trace bench-peers lint audit fmt clean
+.PHONY: help up manage demo test conformance chaos mutants prove bench-stall bench-outage bench-rebuild bench-agreement bench-quality bench-stm bench-hit bench-mem0 bench-trace bench-peers bench-warm capacity lint audit fmt clean
 
 PYTHON := .venv/bin/python
 INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -70,6 +70,12 @@ bench-hit: ## a question asked before, beside a Django view that does nothing
 
 bench-peers: ## other memory services beside memsvc: questions asked before, and never asked before
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.peers $(ARGS)
+
+bench-warm: ## a rebuild of thousands of users, beside a bare script that writes the same; make bench-warm ARGS="--users 100000"
+	@$(INSTALL) dev && exec $(PYTHON) -m bench.warm $(ARGS)
+
+capacity: ## hardware, storage and times for so many users, from what bench-warm measured
+	@$(INSTALL) dev && exec $(PYTHON) -m bench.capacity $(ARGS)
 
 lint: ## what CI checks beside the tests
 	@$(INSTALL) dev

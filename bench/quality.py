@@ -135,7 +135,7 @@ def measure() -> dict[str, Any]:
         repeated = questions[:: max(1, len(questions) // REPEATED)]
         told = [cold(query, ways) for query in questions]
         compare(same, repeated, (ways.mem0, ways.hybrid))
-        summarise.summarise(project, user.id)
+        summarise.summarise([scope])
         words = Rows(user.facts)
         told = [found | warm(words, query, ways) for found, query in zip(told, questions, strict=True)]
         # What was cached before the warm is not asked for again.

@@ -17,15 +17,16 @@ from memsvc.embedded.home import Home
 from memsvc.embedded.services import Services
 
 CACHE_MB = 256
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
-def servers(settings: Mapping[str, str]) -> Iterator[Services]:
+def servers(settings: Mapping[str, str], cache_mb: int = CACHE_MB) -> Iterator[Services]:
     """Start them, and Django with these settings; all of it is gone afterwards. Once a process."""
     with tempfile.TemporaryDirectory(prefix="memsvc-bench-") as folder:
         home = Home(Path(folder))
         home.acquire()
-        services = Services(home, cache_mb=CACHE_MB, durable=False)
+        services = Services(home, cache_mb=cache_mb, durable=False)
         try:
             for server in services.every.values():
                 server.start()
@@ -39,3 +40,16 @@ def servers(settings: Mapping[str, str]) -> Iterator[Services]:
         finally:
             home.stop_leftovers()
             home.remove()
+
+
+def cpu_seconds(*pids: int) -> float:
+    """Seconds of CPU that these processes and their children have used."""
+    total = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(folder.name) in pids or int(fields[1]) in pids:
+            total += int(fields[11]) + int(fields[12])
+    return total / TICKS

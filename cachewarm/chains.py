@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from celery import Signature, chain
 from django.db import Error as DatabaseError
 
 from cachewarm import runs, steps
 from cachewarm.models import WarmRun
-from cachewarm.steps import Limits
+from cachewarm.steps import Limits, Outcomes
 from memory import outbox
 from memory.errors import MemsvcError
 
 log = logging.getLogger(__name__)
 
 ENDED = frozenset({"superseded", "unchanged", "completed"})
+
+Work = Callable[[Sequence[WarmRun]], Outcomes]
 
 
 def of(run_id: uuid.UUID, seconds: float = 0) -> Signature:
@@ -67,44 +69,52 @@ def begin(run_id: uuid.UUID) -> WarmRun | str:
     return "busy"  # whoever warms this user starts the next run at its end
 
 
-def step(run: WarmRun, work: Callable[[], str]) -> str:
-    """Do one step of a claimed run and see to what follows from its outcome; a short word of how it ended."""
+def step(batch: Sequence[WarmRun], work: Work) -> list[str]:
+    """Do one step of claimed runs and see to what follows from each outcome; a short word of how each ended. Where many
+    fail together each is tried alone: one may be at fault."""
     try:
-        outcome = work()
+        outcomes = work(batch)
     except Exception as error:  # noqa: BLE001  (process border: whatever goes wrong is recorded and tried again)
-        return _failed(run, error)
-    if outcome in ENDED:
-        _ended(run, outcome)
-    return outcome
+        if len(batch) > 1:
+            return [step([run], work)[0] for run in batch]
+        outcomes = [error]
+    said = ["failed" if isinstance(outcome, Exception) else outcome for outcome in outcomes]
+    _ended([(run, word) for run, word in zip(batch, said, strict=True) if word in ENDED])
+    for run, outcome in zip(batch, outcomes, strict=True):
+        if isinstance(outcome, Exception):
+            _failed(run, outcome)
+    return said
 
 
-def run_here(run: WarmRun, allowed: Limits, first: Callable[[], str] | None = None) -> str:
-    """All steps of a claimed run in this process: the outcome of the last. `first` may stand in for the first step."""
-    works = (
-        first or (lambda: steps.summaries(run, allowed)),
-        lambda: steps.results(run, allowed),
-        lambda: steps.vectors(run),
-        lambda: steps.record(run),
+def run_here(batch: Sequence[WarmRun], allowed: Limits, first: Work | None = None) -> list[str]:
+    """All steps of claimed runs in this process: of each the outcome of its last. `first` may stand in for the first
+    step."""
+    works: tuple[Work, ...] = (
+        first or (lambda left: steps.summaries(left, allowed)),
+        lambda left: steps.results(left, allowed),
+        steps.vectors,
+        steps.record,
     )
-    outcome = ""
+    said: dict[WarmRun, str] = {}
+    left = list(batch)
     for work in works:
-        outcome = step(run, work)
-        if outcome in ENDED or outcome == "failed":
-            break
-    return outcome
+        said |= zip(left, step(left, work) if left else (), strict=True)
+        left = [run for run in left if said[run] not in ENDED | {"failed"}]
+    return [said[run] for run in batch]
 
 
-def _ended(run: WarmRun, outcome: str) -> None:
-    if not runs.end(run, outcome) or run.rebuild_id is not None:
-        return
-    following = runs.next_of(run, at_once=outcome == "superseded")
-    if following is None and outcome == "superseded" and run.reason != "write":
-        following = runs.request(run.project_id, run.user_id, run.reason)
-    if following is not None:
-        start(following.run_id, following.seconds)
+def _ended(ended: Sequence[tuple[WarmRun, str]]) -> None:
+    for run, outcome in runs.end(ended):
+        if run.rebuild_id is not None:
+            continue
+        following = runs.next_of(run, at_once=outcome == "superseded")
+        if following is None and outcome == "superseded" and run.reason != "write":
+            following = runs.request(run.project_id, run.user_id, run.reason)
+        if following is not None:
+            start(following.run_id, following.seconds)
 
 
-def _failed(run: WarmRun, error: Exception) -> str:
+def _failed(run: WarmRun, error: Exception) -> None:
     code = error.code if isinstance(error, MemsvcError) else type(error).__name__
     if not isinstance(error, MemsvcError | DatabaseError):
         log.error("warm failed", exc_info=error, extra={"user_id": run.user_id, "step": run.step})
@@ -113,4 +123,3 @@ def _failed(run: WarmRun, error: Exception) -> str:
         start(again.run_id, again.seconds)
     elif run.rebuild_id is None and (following := runs.next_of(run, at_once=False)) is not None:
         start(following.run_id, following.seconds)
-    return "failed"

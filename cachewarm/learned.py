@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,12 @@ SELECT e.project_id, e.user_id, extract(epoch FROM clock_timestamp() - max(e.acc
 FROM memory_erasure e JOIN unnest(%s::bigint[], %s::text[]) AS u (project_id, user_id)
     ON u.project_id = e.project_id AND u.user_id = e.user_id
 GROUP BY e.project_id, e.user_id
+"""
+_BEST = """
+SELECT u.project_id, u.user_id, q.query::text FROM unnest(%s::bigint[], %s::text[]) AS u (project_id, user_id)
+JOIN LATERAL (SELECT query, weight FROM cachewarm_learnedquery l
+    WHERE l.project_id = u.project_id AND l.user_id = u.user_id ORDER BY weight DESC LIMIT %s) q ON true
+ORDER BY u.project_id, u.user_id, q.weight DESC
 """
 _TRIM = """
 DELETE FROM cachewarm_learnedquery WHERE id IN (
@@ -93,10 +100,16 @@ def save() -> None:
         )
 
 
-def of(scope: Scope) -> list[Query]:
-    """The user's questions most worth keeping warm, best first, at most WARM_SET_QUERIES."""
-    rows = LearnedQuery.objects.filter(project_id=scope.project, user_id=scope.user_id).order_by("-weight")
-    return [_query(scope, row) for row in rows.values_list("query", flat=True)[: settings.WARM_SET_QUERIES]]
+def of_each(scopes: Sequence[Scope]) -> dict[Scope, list[Query]]:
+    """Users' questions most worth keeping warm, best first, at most WARM_SET_QUERIES each; none of who has none."""
+    found: dict[Scope, list[Query]] = {}
+    with connection.cursor() as cursor:
+        projects, users = [scope.project for scope in scopes], [scope.user_id for scope in scopes]
+        cursor.execute(_BEST, (projects, users, settings.WARM_SET_QUERIES))
+        for project, user, kept in cursor.fetchall():
+            scope = Scope(project, user)
+            found.setdefault(scope, []).append(_query(scope, orjson.loads(kept)))
+    return found
 
 
 def forget_user(project_id: int, user_id: str) -> tuple[int, list[str]]:

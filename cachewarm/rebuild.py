@@ -7,27 +7,27 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.db import IntegrityError, connection, transaction
-from django.db.models import F, Q
+from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Now
 
-from cachewarm import chains, runs, steps, topics, unchanged, warmset
-from cachewarm.models import RebuildRun
+from cachewarm import chains, runs, steps, unchanged
+from cachewarm.models import RebuildRun, WarmRun
 from cachewarm.steps import Limits
-from memory import clock, identity, outbox, stack, versions
+from memory import clock, identity, outbox, stack
 from memory.clock import Deadline
 from memory.errors import LayerUnavailable, OriginError
 from memory.layers.l3_summaries import model
 from memory.models import MemoryUser, Project
 from memory.tenancy.projects import policy as policy_of
-from memory.types import Scope
 
 log = logging.getLogger(__name__)
 
@@ -69,29 +69,51 @@ class Pace:
         self._next = max(self._next, now) + self._every
 
 
+class Known(NamedTuple):
+    """A user on a rebuild's page."""
+
+    pk: int
+    project_id: int
+    user_id: str
+    active_at: datetime
+
+
 @dataclass
 class Work:
     """One process's hold on a rebuild, and what it needs to know for every user of it."""
 
     run: RebuildRun
     fence: int
-    limits: Limits = field(
-        default_factory=lambda: Limits(settings.WARM_UPSTREAM_BUDGET, Pace(settings.REBUILD_CALLS_PER_SECOND))
-    )
-    digests: dict[int, str] = field(default_factory=dict)
+    pace: Pace = field(default_factory=lambda: Pace(settings.REBUILD_CALLS_PER_SECOND))
     warmed: int = 0
     """Users that it did something for."""
+    renewed_at: float = field(default_factory=clock.now)
+
+    @cached_property
+    def limits(self) -> Limits:
+        """What it may ask of Mem0."""
+        return Limits(settings.WARM_UPSTREAM_BUDGET, self.call)
+
+    def call(self) -> None:
+        """Before a call to Mem0, of which a batch may make thousands: hold on to the rebuild. Whether that was in time
+        is found out after the batch."""
+        self.pace()
+        if clock.now() > self.renewed_at + settings.WARM_LEASE_SECONDS / 4:
+            self.renew()
+
+    def renew(self) -> bool | None:
+        """Whether the rebuild was asked to stop; None when another process has it, or it has ended."""
+        values = {"id": self.run.pk, "fence": self.fence, "lease": settings.WARM_LEASE_SECONDS}
+        with connection.cursor() as cursor:
+            cursor.execute(_RENEW, values)
+            row = cursor.fetchone()
+        self.renewed_at = clock.now()
+        return row[0] if row else None
 
     @cached_property
     def made_by(self) -> str:
         """What makes the vectors now."""
         return model()
-
-    def topics_digest(self, project_id: int) -> str:
-        """Of the project's topics as they were when this batch began."""
-        if project_id not in self.digests:
-            self.digests[project_id] = topics.digest(topics.of(project_id))
-        return self.digests[project_id]
 
 
 def by_beat() -> str:
@@ -133,7 +155,7 @@ def begin(reason: str, *, full: bool = False) -> tuple[RebuildRun, bool]:
     totals = None if full else _totals()
     try:
         with transaction.atomic():
-            run = RebuildRun.objects.create(reason=reason, full=full, totals=totals, total=MemoryUser.objects.count())
+            run = RebuildRun.objects.create(reason=reason, full=full, totals=totals, total=_awake().count())
             return RebuildRun.objects.get(pk=run.pk), True
     except IntegrityError:  # one_rebuild_at_a_time: another process was first
         return standing.get(), False
@@ -175,7 +197,7 @@ def claim(rebuild_id: int) -> Work | None:
 
 
 def request_stop(rebuild_id: int) -> bool:
-    """Ask a rebuild to stop after the user it is at; False when it has ended."""
+    """Ask a rebuild to stop after the batch it is at; False when it has ended."""
     return bool(RebuildRun.objects.filter(pk=rebuild_id, state="running").update(stop_requested=True))
 
 
@@ -205,109 +227,93 @@ def _pages(work: Work) -> Iterator[RebuildRun]:
         yield from _users(users, work)
         if work.run.stop_requested:
             break
-        last = users[-1]
-        work.run.cursor = [last.active_at.isoformat(), last.pk]
-        RebuildRun.objects.filter(pk=work.run.pk, fence=work.fence).update(cursor=work.run.cursor)
     _finish(work)
 
 
-def _users(users: Sequence[MemoryUser], work: Work) -> Iterator[RebuildRun]:
-    spared = _spared(users, work)
-    if spared:
-        with transaction.atomic():
-            MemoryUser.objects.filter(pk__in=spared).update(rebuilt=work.run.pk)
-            _count(work.run, "unchanged", len(spared))
-        yield work.run
-    for user in users:
-        if user.pk in spared:
-            continue
+def _users(users: Sequence[Known], work: Work) -> Iterator[RebuildRun]:
+    warm = _warm(users, work)
+    left = [user for user in users if work.run.full or user.pk not in warm]
+    for start in range(0, len(left), settings.REBUILD_BATCH_USERS):
         if _renew(work):
             return
-        _count(work.run, _rebuild(user, work))
-        work.warmed += 1
+        batch = left[start : start + settings.REBUILD_BATCH_USERS]
+        _rebuild(batch, warm, work)
+        work.warmed += len(batch)
         yield work.run
+    _pass(users, len(users) - len(left), work)
+    yield work.run
 
 
-def _spared(users: Sequence[MemoryUser], work: Work) -> set[int]:
-    """Those whom nothing has to be done for: asleep, or warm as far as can be told without a listing."""
-    asleep = {user.pk for user in users if _asleep(user)}
-    if work.run.full:
-        return asleep
+def _pass(users: Sequence[Known], spared: int, work: Work) -> None:
+    """A page is done: count those who were left alone, and go on behind it. They need no mark of their own, but for
+    those whom the cursor does not tell of."""
+    run = work.run
+    late = [user.pk for user in users if user.active_at > run.started_at]
+    if late:
+        MemoryUser.objects.filter(pk__in=late).update(rebuilt=run.pk)
+    else:
+        run.cursor = [users[-1].active_at.isoformat(), users[-1].pk]
+        RebuildRun.objects.filter(pk=run.pk, fence=work.fence).update(cursor=run.cursor)
+    _count(run, Counter(unchanged=spared))
+
+
+def _warm(users: Sequence[Known], work: Work) -> Mapping[int, int]:
+    """Those who are warm as far as can be told without a listing, with their versions; nobody while CACHE is away."""
     try:
-        return asleep.union(unchanged.among([user.pk for user in users], work.made_by, work.run.totals))
+        return unchanged.among([user.pk for user in users], work.made_by, None if work.run.full else work.run.totals)
     except LayerUnavailable:
-        return asleep
+        return {}
 
 
-def _page(run: RebuildRun) -> list[MemoryUser]:
-    """The next users it has not reached. First those by their last activity before it began; then those whose activity
-    moved them meanwhile; whoever is new since is being warmed anyway."""
-    known = MemoryUser.objects.filter(first_seen_at__lte=run.started_at).exclude(rebuilt=run.pk)
+def _page(run: RebuildRun) -> list[Known]:
+    """The next users it has not reached. First those by their last activity before it began, but whom nobody has asked
+    about for so long that L3 keeps no vectors of theirs; then those whose activity moved them meanwhile; whoever is new
+    since is being warmed anyway."""
+    known = _awake().filter(first_seen_at__lte=run.started_at).exclude(rebuilt=run.pk)
     before = known.filter(active_at__lte=run.started_at)
     if run.cursor is not None:
         active_at, pk = datetime.fromisoformat(run.cursor[0]), run.cursor[1]
         before = before.filter(Q(active_at__lt=active_at) | Q(active_at=active_at, pk__lt=pk))
-    for left in (before, known):
-        if users := list(left.order_by("-active_at", "-pk")[:PAGE_USERS]):
+    for left in (before, known.filter(active_at__gt=run.started_at)):
+        rows = left.order_by("-active_at", "-pk").values_list("pk", "project_id", "user_id", "active_at")
+        if users := [Known(*row) for row in rows[:PAGE_USERS]]:
             return users
     return []
 
 
-def _rebuild(user: MemoryUser, work: Work) -> str:
-    """One user: unchanged, completed, superseded or failed."""
-    if not _must_list(user, work.run) and _is_warm(user, work):
-        MemoryUser.objects.filter(pk=user.pk).update(rebuilt=work.run.pk)
-        return "unchanged"
-    warm = runs.claim_for(work.run.pk, user.project_id, user.user_id)
-    if warm is None:  # ended by the process before, which was killed before it counted
-        MemoryUser.objects.filter(pk=user.pk).update(rebuilt=work.run.pk)
-        return "completed"
-    was_warm = _is_warm(user, work)
-
-    def first() -> str:
-        outcome = steps.summaries(warm, work.limits)
-        return "unchanged" if outcome == "L3" and was_warm and warm.version == user.warmed_version else outcome
-
-    return chains.run_here(warm, work.limits, first)
+def _awake() -> QuerySet[MemoryUser]:
+    return MemoryUser.objects.filter(active_at__gte=Now() - timedelta(days=settings.L3_ACTIVE_DAYS))
 
 
-def _asleep(user: MemoryUser) -> bool:
-    """Nobody has asked about this user for so long that L3 keeps no vectors of theirs."""
-    return user.active_at < clock.wall() - timedelta(days=settings.L3_ACTIVE_DAYS)
+def _rebuild(users: Sequence[Known], warm: Mapping[int, int], work: Work) -> None:
+    """Warm a batch. Of those who are warm already only Mem0 is asked, and they are unchanged if it has nothing new."""
+    claimed = runs.claim_each(work.run.pk, [user.pk for user in users])
+    mine = {(run.project_id, run.user_id) for run in claimed}
+    # Ended by the process before, which was killed before it counted.
+    ended = [user.pk for user in users if (user.project_id, user.user_id) not in mine]
+    MemoryUser.objects.filter(pk__in=ended).update(rebuilt=work.run.pk)
+    stands = {(user.project_id, user.user_id): warm[user.pk] for user in users if user.pk in warm}
+
+    def first(batch: Sequence[WarmRun]) -> steps.Outcomes:
+        outcomes = steps.summaries(batch, work.limits)
+        same = [stands.get((run.project_id, run.user_id)) == run.version for run in batch]
+        return [
+            "unchanged" if outcome == "L3" and alike else outcome for outcome, alike in zip(outcomes, same, strict=True)
+        ]
+
+    outcomes = chains.run_here(claimed, work.limits, first)
+    _count(work.run, Counter([*outcomes, *("completed" for _ in ended)]))
 
 
-def _must_list(user: MemoryUser, run: RebuildRun) -> bool:
-    """Whether only a listing can tell that Mem0 is unchanged (PROTOCOL C5)."""
-    if run.full:
-        return True
-    if run.totals is None:
-        return False
-    known = stack.L3.snapshot(user.project_id, user.user_id)
-    counted = known.counts.get("memories", 0) + known.counts.get("expired", 0) if known else -1
-    return bool(run.totals.get(str(user.project_id), {}).get(user.user_id, 0) != counted)
-
-
-def _is_warm(user: MemoryUser, work: Work) -> bool:
-    """Whether every layer has what a warm would give it, for longer than until the next rebuild."""
-    scope = Scope(user.project_id, user.user_id)
-    version = versions.stored(scope.pin)
-    if user.warmed_at is None or user.warm_failure or version.number != user.warmed_version:
-        return False
-    stands = stack.L3.header(scope)
-    if stands != (version.number, work.made_by, work.topics_digest(user.project_id)):
-        return False
-    return all(steps.warm_now(warmset.of(scope), version, policy_of(user.project_id)))
-
-
-def _count(run: RebuildRun, outcome: str, users: int = 1) -> None:
-    unchanged_too, failed_too = users * (outcome == "unchanged"), users * (outcome == "failed")
+def _count(run: RebuildRun, outcomes: Counter[str]) -> None:
+    users = min(outcomes.total(), run.total - run.done)  # who became active meanwhile may have been passed before
     run.done += users
-    run.unchanged += unchanged_too
-    run.failed += failed_too
+    run.unchanged += outcomes["unchanged"]
+    run.failed += outcomes["failed"]
     RebuildRun.objects.filter(pk=run.pk).update(
         done=F("done") + users,
-        unchanged=F("unchanged") + unchanged_too,
-        failed=F("failed") + failed_too,
+        unchanged=F("unchanged") + outcomes["unchanged"],
+        failed=F("failed") + outcomes["failed"],
     )
 
 
@@ -316,13 +322,11 @@ def _count(run: RebuildRun, outcome: str, users: int = 1) -> None:
 
 def _renew(work: Work) -> bool:
     """Hold on to the rebuild; True when it was asked to stop. LeaseLost."""
-    with connection.cursor() as cursor:
-        cursor.execute(_RENEW, {"id": work.run.pk, "fence": work.fence, "lease": settings.WARM_LEASE_SECONDS})
-        row = cursor.fetchone()
-    if row is None:
+    asked = work.renew()
+    if asked is None:
         raise LeaseLost
-    work.run.stop_requested = row[0]
-    return work.run.stop_requested
+    work.run.stop_requested = asked
+    return asked
 
 
 def _hand_on(work: Work) -> None:

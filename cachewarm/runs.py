@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import random
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
 from django.db import IntegrityError, connection, transaction
-from django.db.models import F
-from django.db.models.functions import Greatest, Now
+from django.db.models.functions import Now
 
 from cachewarm.models import WarmRun
-from memory import identity, metrics
-from memory.models import Job, MemoryUser
+from memory import identity, metrics, write
+from memory.models import MemoryUser
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +54,31 @@ _LEFT = """
 SELECT extract(epoch FROM due_at - clock_timestamp()) FROM cachewarm_warmrun WHERE run_id = %s AND state = 'due'
 """
 _CLOSE = """
-UPDATE cachewarm_warmrun SET state = %s, error = %s, version = %s, step = %s, ended_at = clock_timestamp(),
-    lease_until = NULL, milliseconds = extract(epoch FROM clock_timestamp() - started_at) * 1000
-WHERE id = %s AND state = 'running' RETURNING milliseconds
+UPDATE cachewarm_warmrun r SET state = e.outcome, error = e.error, version = e.version, step = e.step,
+    ended_at = clock_timestamp(), lease_until = NULL,
+    milliseconds = extract(epoch FROM clock_timestamp() - started_at) * 1000
+FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::bigint[], %s::text[]) AS e (id, outcome, error, version, step)
+WHERE r.id = e.id AND r.state = 'running' RETURNING r.id, r.milliseconds
+"""
+# What is known of users' warmth; those who wait for it watch these rows (PROTOCOL C4).
+_TELL = """
+UPDATE memory_memoryuser u SET
+    warmed_version = CASE WHEN t.warm THEN greatest(u.warmed_version, t.version) ELSE u.warmed_version END,
+    warmed_at = CASE WHEN t.warm THEN now() ELSE u.warmed_at END,
+    warm_superseded_version = CASE WHEN t.outcome = 'superseded' AND t.step <> ''
+        THEN greatest(u.warm_superseded_version, t.version) ELSE u.warm_superseded_version END,
+    warm_failed_version = CASE WHEN t.warm THEN 0 WHEN t.outcome = 'failed'
+        THEN greatest(u.warm_failed_version, t.version) ELSE u.warm_failed_version END,
+    warm_failure = CASE WHEN t.warm THEN '' WHEN t.outcome = 'failed' THEN t.error ELSE u.warm_failure END,
+    rebuilt = coalesce(t.rebuild, u.rebuilt)
+FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::bigint[], %s::text[], %s::bool[], %s::bigint[])
+    AS t (project_id, user_id, outcome, error, version, step, warm, rebuild)
+WHERE u.project_id = t.project_id AND u.user_id = t.user_id
+"""
+_TELL_JOBS = """
+UPDATE memory_job j SET warmed_at = now()
+FROM unnest(%s::bigint[], %s::text[], %s::bigint[]) AS t (project_id, user_id, version)
+WHERE j.project_id = t.project_id AND j.user_id = t.user_id AND j.warmed_at IS NULL AND j.version <= t.version
 """
 _DUE = """
 UPDATE cachewarm_warmrun SET sent_at = clock_timestamp() WHERE id IN (
@@ -69,12 +91,13 @@ RETURNING run_id
 _FOR_REBUILD = """
 INSERT INTO cachewarm_warmrun AS r (run_id, project_id, user_id, reason, state, rebuild_id, wanted_version, attempts,
     step, error, holder, started_at, lease_until)
-VALUES (%(run)s, %(project)s, %(user)s, 'rebuild', 'running', %(rebuild)s, 0, 1, '', '', %(holder)s, clock_timestamp(),
-    clock_timestamp() + %(lease)s * interval '1 second')
+SELECT gen_random_uuid(), u.project_id, u.user_id, 'rebuild', 'running', %(rebuild)s, 0, 1, '', '', %(holder)s,
+    clock_timestamp(), clock_timestamp() + %(lease)s * interval '1 second'
+FROM memory_memoryuser u WHERE u.id = ANY(%(users)s) ORDER BY array_position(%(users)s, u.id)
 ON CONFLICT (rebuild_id, project_id, user_id) DO UPDATE SET state = 'running', attempts = r.attempts + 1, step = '',
     error = '', holder = excluded.holder, started_at = excluded.started_at, lease_until = excluded.lease_until
 WHERE r.state NOT IN ('completed', 'unchanged')
-RETURNING id
+RETURNING id, run_id, project_id, user_id, reason, state, rebuild_id, attempts
 """
 
 
@@ -114,22 +137,14 @@ def claim(run_id: uuid.UUID) -> WarmRun | None:
     return WarmRun.objects.get(pk=row[0]) if row else None
 
 
-def claim_for(rebuild: int, project_id: int, user_id: str) -> WarmRun | None:
-    """The one run of a user in a rebuild, made or taken over; None when it has ended well already."""
+def claim_each(rebuild: int, users: Sequence[int]) -> list[WarmRun]:
+    """The one run in a rebuild of each of these users (by their keys), in this order, made or taken over; none for
+    whoever's has ended well already."""
+    values: dict[str, Any] = {"rebuild": rebuild, "users": list(users), "holder": identity.process()}
     with connection.cursor() as cursor:
-        cursor.execute(
-            _FOR_REBUILD,
-            {
-                "run": uuid.uuid4(),
-                "project": project_id,
-                "user": user_id,
-                "rebuild": rebuild,
-                "holder": identity.process(),
-                "lease": settings.WARM_LEASE_SECONDS,
-            },
-        )
-        row = cursor.fetchone()
-    return WarmRun.objects.get(pk=row[0]) if row else None
+        cursor.execute(_FOR_REBUILD, {**values, "lease": settings.WARM_LEASE_SECONDS})
+        names = [column.name for column in cursor.description]
+        return [WarmRun(**dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
 
 
 def seconds_left(run_id: uuid.UUID) -> float | None:
@@ -146,15 +161,18 @@ def already_warm(run: WarmRun) -> bool:
     return run.reason == "write" and user.filter(warmed_version__gte=run.wanted_version).exists()
 
 
-def step_ended(run: WarmRun, step: str) -> None:
-    """Note a step, and hold on to the run for the next."""
-    metrics.count("warm_steps", step=step)
-    run.step = step
-    WarmRun.objects.filter(pk=run.pk, state="running").update(
-        step=step,
-        version=run.version,
-        lease_until=Now() + timedelta(seconds=settings.WARM_LEASE_SECONDS),
-    )
+def step_ended(batch: Sequence[WarmRun], step: str) -> None:
+    """Note a step, and hold on to the runs for the next. A rebuild's are held by its own lease."""
+    if batch:
+        metrics.count("warm_steps", len(batch), step=step)
+    for run in batch:
+        run.step = step
+        if run.rebuild_id is None:
+            WarmRun.objects.filter(pk=run.pk, state="running").update(
+                step=step,
+                version=run.version,
+                lease_until=Now() + timedelta(seconds=settings.WARM_LEASE_SECONDS),
+            )
 
 
 def running(run_id: uuid.UUID) -> WarmRun | None:
@@ -162,29 +180,31 @@ def running(run_id: uuid.UUID) -> WarmRun | None:
     return WarmRun.objects.filter(run_id=run_id, state="running").first()
 
 
-def end(run: WarmRun, outcome: str, error: str = "") -> bool:
-    """End a run, and with it whatever waits for its user's warmth; False when another process has ended it."""
+def end(ended: Sequence[tuple[WarmRun, str]], error: str = "") -> list[tuple[WarmRun, str]]:
+    """End runs, each with its outcome, and with them whatever waits for their users' warmth; without those that another
+    process has ended."""
+    if not ended:
+        return []
     with transaction.atomic():
-        if not _close(run, outcome, error):
-            return False
-        if run.rebuild_id is not None:
-            MemoryUser.objects.filter(project_id=run.project_id, user_id=run.user_id).update(rebuilt=run.rebuild_id)
-        _tell_user(run, outcome, error)
-    metrics.observe("warm_seconds", (run.milliseconds or 0) / 1000, outcome=outcome)
-    if outcome == "completed":
-        metrics.count("warm_steps", step="record")
-    metrics.count("warms", project=run.project_id, reason=run.reason, outcome=outcome)
-    _log_end(run, outcome, error)
-    return True
+        closed = _close(ended, error)
+        _tell(closed, error)
+    for run, outcome in closed:
+        metrics.observe("warm_seconds", (run.milliseconds or 0) / 1000, outcome=outcome)
+        if outcome == "completed":
+            metrics.count("warm_steps", step="record")
+        metrics.count("warms", project=run.project_id, reason=run.reason, outcome=outcome)
+        _log_end(run, outcome, error)
+    return closed
 
 
 def fail(run: WarmRun, error: str) -> Due | None:
     """Note a failed attempt. The next one if there is to be one, else the run has ended `failed`."""
     last = run.rebuild_id is not None or run.attempts >= settings.WARM_ATTEMPTS
     if last or not (wait := _postpone(run, error)):
-        end(run, "failed", error)
+        end([(run, "failed")], error)
         return None
-    _tell_user(run, "failed", error)
+    with transaction.atomic():
+        _tell([(run, "failed")], error)
     _log_end(run, "retry", error)
     return Due(run.run_id, False, wait)
 
@@ -227,12 +247,15 @@ def forget(project_id: int, user_id: str) -> None:
     WarmRun.objects.filter(project_id=project_id, user_id=user_id).delete()
 
 
-def _close(run: WarmRun, outcome: str, error: str) -> bool:
+def _close(ended: Sequence[tuple[WarmRun, str]], error: str) -> list[tuple[WarmRun, str]]:
+    rows = [(run.pk, outcome, error, run.version, run.step) for run, outcome in ended]
     with connection.cursor() as cursor:
-        cursor.execute(_CLOSE, [outcome, error, run.version, run.step, run.pk])
-        row = cursor.fetchone()
-    run.milliseconds = row[0] if row else None
-    return row is not None
+        cursor.execute(_CLOSE, _columns(rows))
+        took = dict(cursor.fetchall())
+    closed = [(run, outcome) for run, outcome in ended if run.pk in took]
+    for run, _ in closed:
+        run.milliseconds = took[run.pk]
+    return closed
 
 
 def _postpone(run: WarmRun, error: str) -> float:
@@ -253,24 +276,27 @@ def _postpone(run: WarmRun, error: str) -> float:
     return wait
 
 
-def _tell_user(run: WarmRun, outcome: str, error: str) -> None:
-    """What is known of the user's warmth; those who wait for it watch this row (PROTOCOL C4)."""
-    user = MemoryUser.objects.filter(project_id=run.project_id, user_id=run.user_id)
-    reached = run.version if run.version is not None else run.wanted_version
-    if outcome == "completed" or (outcome == "unchanged" and run.version is not None):
-        user.update(
-            warmed_version=Greatest(F("warmed_version"), reached),
-            warmed_at=Now(),
-            warm_failed_version=0,
-            warm_failure="",
-        )
-        jobs = Job.objects.filter(project_id=run.project_id, user_id=run.user_id, warmed_at=None)
-        jobs.filter(version__lte=reached).update(warmed_at=Now())
-    elif outcome == "superseded" and run.step:
-        user.update(warm_superseded_version=Greatest(F("warm_superseded_version"), reached))
-    elif outcome == "failed":
-        failed = max(reached, run.wanted_version)
-        user.update(warm_failed_version=Greatest(F("warm_failed_version"), failed), warm_failure=error)
+def _tell(ended: Sequence[tuple[WarmRun, str]], error: str) -> None:
+    """Say of users and their jobs what has become of a warm, in the caller's transaction."""
+    rows = []
+    for run, outcome in ended:
+        reached = run.version if run.version is not None else run.wanted_version
+        if outcome == "failed":
+            reached = max(reached, run.wanted_version)
+        warm = outcome == "completed" or (outcome == "unchanged" and run.version is not None)
+        rows.append((run.project_id, run.user_id, outcome, error, reached, run.step, warm, run.rebuild_id))
+    warmed = [(row[0], row[1], row[4]) for row in rows if row[6]]
+    write.lock_users([(row[0], row[1]) for row in rows])
+    with connection.cursor() as cursor:
+        if rows:
+            cursor.execute(_TELL, _columns(rows))
+        if warmed:
+            cursor.execute(_TELL_JOBS, _columns(warmed))
+
+
+def _columns(rows: Sequence[Sequence[Any]]) -> tuple[list[Any], ...]:
+    """Rows as `unnest` takes them."""
+    return tuple(list(column) for column in zip(*rows, strict=True))
 
 
 def _log_end(run: WarmRun, outcome: str, error: str) -> None:

@@ -1,30 +1,33 @@
-"""What each step of a warm does. All are idempotent; each after L3 begins by looking whether the version is current."""
+"""What each step of a warm does, for one user or many. All are idempotent; each after L3 begins by looking whether the
+version is current. A step says of each run how it went, or with what error."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from django.conf import settings
 
-from cachewarm import runs, summarise, warmset
+from cachewarm import runs, summarise, unchanged, warmset
 from cachewarm.models import WarmRun
-from memory import db, embedders, metrics, stack, versions
+from memory import clock, db, embedders, metrics, stack, versions
 from memory.backends import gate
 from memory.clock import Deadline
 from memory.embedders.base import Vectors
 from memory.layers.base import encode
 from memory.layers.l1_vectors import CachedEmbedder
-from memory.read import ask_mem0, served
+from memory.read import ask_mem0
 from memory.tenancy.projects import Policy
 from memory.tenancy.projects import policy as policy_of
 from memory.types import Entry, Query, Scope, Version
 
 log = logging.getLogger(__name__)
 
-CHUNK = 64
-"""Entries of one round trip to L2: about 0.3 MB, well within Redis's time-out."""
+CHUNK = 16
+"""Users whose entries are one round trip to L2: about 0.8 MB, well within Redis's time-out."""
+
+Outcomes = list[str | Exception]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,76 +43,103 @@ def limits() -> Limits:
     return Limits(settings.WARM_UPSTREAM_BUDGET)
 
 
-def summaries(run: WarmRun, allowed: Limits) -> str:
+def summaries(batch: Sequence[WarmRun], allowed: Limits) -> Outcomes:
     """L4 → L3. An overtaken reading is saved all the same, then the run says so (PROTOCOL C4)."""
-    log.info(
-        "Updating favorite cache for user_id=%s", run.user_id, extra={"user_id": run.user_id, "reason": run.reason}
-    )
-    allowed.pace()
-    outcome = summarise.summarise(run.project_id, run.user_id)
-    run.version = outcome.version
-    if outcome.saved:
-        runs.step_ended(run, "L3")
-    return "L3" if outcome.saved and _current(run) is not None else "superseded"
+    for run in batch:
+        log.info(
+            "Updating favorite cache for user_id=%s", run.user_id, extra={"user_id": run.user_id, "reason": run.reason}
+        )
+    found = summarise.summarise(list(map(_scope, batch)), allowed.pace)
+    saved = []
+    for run in batch:
+        outcome = found[_scope(run)]
+        if isinstance(outcome, summarise.Outcome):
+            run.version = outcome.version
+            saved += [run] if outcome.saved else []
+    runs.step_ended(saved, "L3")
+    current = _current(saved)
+    return [
+        one if isinstance(one := found[_scope(run)], Exception) else "L3" if run in current else "superseded"
+        for run in batch
+    ]
 
 
-def results(run: WarmRun, allowed: Limits) -> str:
+def results(batch: Sequence[WarmRun], allowed: Limits) -> Outcomes:
     """L3 → L2: the warm set's answers, ranked here where the policy lets them be, else searched within the budget."""
-    version = _current(run)
-    if version is None:
-        return "superseded"
-    rules = policy_of(run.project_id)
-    queries = warmset.of(_scope(run))
-    asked = _embed(run.project_id, queries)
-    missing = [query for query, warm in zip(queries, warm_now(queries, version, rules), strict=True) if not warm]
-    store_now = stack.L2.fetch(queries[0], rules.generation).store_now if missing else 0
-    filled = []
-    searches = 0
-    for query in missing:
-        entry = stack.L3.get(query, version, rules, vector=asked.get(query.text))
-        if entry is None and searches < allowed.searches:
-            searches += 1
-            allowed.pace()
-            entry = _search(query, version, rules)
-        if entry is not None:
-            filled.append((query, replace(entry, as_of=store_now)))
-    for start in range(0, len(filled), CHUNK):
-        kept = stack.L2.put_many(filled[start : start + CHUNK], rules.generation, store_now)
-        metrics.count("fills", sum(kept), project=rules.id, layer="L2", outcome="stored")
-    runs.step_ended(run, "L2")
-    return "L2"
+    current = _current(batch)
+    for project, mine in _by_project(current):
+        rules = policy_of(project)
+        asked = warmset.of_each(project, list(map(_scope, mine)))
+        vectors = _embed(project, [query for queries in asked.values() for query in queries])
+        kept: dict[Scope, tuple[int, list[str], int]] = {}
+        for start in range(0, len(mine), CHUNK):
+            chunk = {_scope(run): current[run] for run in mine[start : start + CHUNK]}
+            wanted = {scope: (version, asked[scope]) for scope, version in chunk.items()}
+            kept |= _fill(wanted, vectors, rules, allowed)
+        unchanged.note(rules, kept)
+    runs.step_ended(list(current), "L2")
+    return ["L2" if run in current else "superseded" for run in batch]
 
 
-def vectors(run: WarmRun) -> str:
+def vectors(batch: Sequence[WarmRun]) -> Outcomes:
     """L2 → L1: renew the warm set's query vectors, make those that are missing."""
-    if _current(run) is None:
-        return "superseded"
-    _embed(run.project_id, warmset.of(_scope(run)))
-    runs.step_ended(run, "L1")
-    return "L1"
+    current = _current(batch)
+    for project, mine in _by_project(current):
+        asked = warmset.of_each(project, list(map(_scope, mine)))
+        _embed(project, [query for queries in asked.values() for query in queries])
+    runs.step_ended(list(current), "L1")
+    return ["L1" if run in current else "superseded" for run in batch]
 
 
-def record(run: WarmRun) -> str:
-    """Every step has ended: the user is warm, and so are the jobs up to this version."""
-    if _current(run) is None:
-        return "superseded"
-    run.step = "record"
-    return "completed"
+def record(batch: Sequence[WarmRun]) -> Outcomes:
+    """Every step has ended: the users are warm, and so are the jobs up to these versions."""
+    current = _current(batch)
+    for run in current:
+        run.step = "record"
+    return ["completed" if run in current else "superseded" for run in batch]
 
 
-def warm_now(queries: Sequence[Query], version: Version, rules: Policy) -> list[bool]:
-    """Whether each question's answer is in L2 at this version, for longer than until the next rebuild."""
-    if not queries:
-        return []
-    least = settings.REBUILD_PERIOD_SECONDS * 1000
-    store_now = stack.L2.fetch(queries[0], rules.generation).store_now
-    held = stack.L2.peek(queries, rules.generation)
-    return [entry is not None and left > least and _lasts(entry, version, rules, store_now) for entry, left in held]
+def _fill(
+    wanted: Mapping[Scope, tuple[Version, Sequence[Query]]],
+    vectors: Mapping[str, Vectors],
+    rules: Policy,
+    allowed: Limits,
+) -> dict[Scope, tuple[int, list[str], int]]:
+    """Put some users' answers into L2; of those who have them all the version, which they are, and the milliseconds
+    that all will be there."""
+    stack.L3.hold(rules.id, {scope.user_id or "": version.number for scope, (version, _) in wanted.items()})
+    began, store_now = clock.now(), stack.L2.now()
+    filled: dict[Scope, list[tuple[str, Entry]]] = {}
+    held: dict[Scope, list[int]] = {}
+    for scope, (version, queries) in wanted.items():
+        ranked = list(zip(queries, stack.L3.get_each(scope, queries, version, rules, vectors, store_now), strict=True))
+        filled[scope] = [(query.fingerprint, entry) for query, entry in ranked if entry is not None]
+        if left := [query for query, entry in ranked if entry is None]:
+            held[scope], searched = _search_each(scope, left, version, rules, allowed)
+            filled[scope] += [(name, replace(entry, as_of=store_now)) for name, entry in searched]
+    kept = stack.L2.fill({scope.pin: entries for scope, entries in filled.items()}, rules.generation, store_now)
+    lives = {scope: [*held.get(scope, []), *kept[scope.pin]] for scope in wanted}
+    metrics.count("fills", sum(map(len, filled.values())), project=rules.id, layer="L2", outcome="stored")
+    spent = int((clock.now() - began) * 1000)
+    return {
+        scope: (version.number, [query.fingerprint for query in queries], min(lives[scope]) - spent)
+        for scope, (version, queries) in wanted.items()
+        if queries and len(lives[scope]) == len(queries) and min(lives[scope])
+    }
 
 
-def _lasts(entry: Entry, version: Version, rules: Policy, store_now: int) -> bool:
-    until = store_now + settings.REBUILD_PERIOD_SECONDS * 1_000_000
-    return served(entry, rules) and entry.version == version.number and not 0 < entry.valid_until < until
+def _search_each(
+    scope: Scope, queries: Sequence[Query], version: Version, rules: Policy, allowed: Limits
+) -> tuple[list[int], list[tuple[str, Entry]]]:
+    """What L3 could not answer: how long what is in L2 already will be there, and what was searched for the rest."""
+    lives = unchanged.lives(rules, [(scope, version.number, [query.fingerprint for query in queries])])[0]
+    missing = [query for query, life in zip(queries, lives, strict=True) if not unchanged.lasts(life)]
+    found = []
+    for query in missing[: allowed.searches]:
+        allowed.pace()
+        asked = replace(query, scope=replace(query.scope, user_id=scope.user_id))
+        found.append((query.fingerprint, _search(asked, version, rules)))
+    return [life for life in lives if unchanged.lasts(life)], found
 
 
 def _search(query: Query, version: Version, rules: Policy) -> Entry:
@@ -125,14 +155,20 @@ def _embed(project_id: int, queries: Sequence[Query]) -> dict[str, Vectors]:
     if embedder is None:
         return {}
     db.release()
-    texts = [query.text for query in queries]
+    texts = list({query.text: None for query in queries})
     return dict(zip(texts, CachedEmbedder(embedder, project_id).embed(texts, "search"), strict=True))
 
 
-def _current(run: WarmRun) -> Version | None:
-    """The run's version if PostgreSQL has none newer."""
-    version = versions.stored(_scope(run).pin)
-    return version if version.number == run.version else None
+def _current(batch: Sequence[WarmRun]) -> dict[WarmRun, Version]:
+    """The runs at whose version PostgreSQL has none newer."""
+    stored = versions.stored_each([_scope(run).pin for run in batch]) if batch else {}
+    found = {run: stored[_scope(run).pin] for run in batch}
+    return {run: version for run, version in found.items() if version.number == run.version}
+
+
+def _by_project(batch: Mapping[WarmRun, Version]) -> Iterator[tuple[int, list[WarmRun]]]:
+    for project in dict.fromkeys(run.project_id for run in batch):
+        yield project, [run for run in batch if run.project_id == project]
 
 
 def _scope(run: WarmRun) -> Scope:

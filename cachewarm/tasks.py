@@ -17,29 +17,29 @@ def warm_summaries(run_id: str) -> str:
     if isinstance(run, str):
         return run
     if runs.already_warm(run):
-        return chains.step(run, lambda: "unchanged")
-    return chains.step(run, lambda: steps.summaries(run, steps.limits()))
+        return _step(run, lambda batch: ["unchanged"])
+    return _step(run, lambda batch: steps.summaries(batch, steps.limits()))
 
 
 @shared_task(name="cachewarm.warm_results")
 def warm_results(run_id: str) -> str:
     """L3 → L2."""
     run = _after(run_id, "L3")
-    return chains.step(run, lambda: steps.results(run, steps.limits())) if run else "skipped"
+    return _step(run, lambda batch: steps.results(batch, steps.limits()))
 
 
 @shared_task(name="cachewarm.warm_vectors")
 def warm_vectors(run_id: str) -> str:
     """L2 → L1."""
     run = _after(run_id, "L2")
-    return chains.step(run, lambda: steps.vectors(run)) if run else "skipped"
+    return _step(run, steps.vectors)
 
 
 @shared_task(name="cachewarm.warm_record")
 def warm_record(run_id: str) -> str:
     """Write down that the user is warm."""
     run = _after(run_id, "L1")
-    return chains.step(run, lambda: steps.record(run)) if run else "skipped"
+    return _step(run, steps.record)
 
 
 @shared_task(name="cachewarm.run_proactive_caching_job")
@@ -52,6 +52,10 @@ def run_proactive_caching_job() -> str:
 def rebuild_batch(rebuild_id: int) -> str:
     """Some users of a rebuild, then the message for the next."""
     return rebuild.batch(rebuild_id)
+
+
+def _step(run: WarmRun | None, work: chains.Work) -> str:
+    return chains.step([run], work)[0] if run else "skipped"
 
 
 def _after(run_id: str, step: str) -> WarmRun | None:

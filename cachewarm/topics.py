@@ -151,16 +151,20 @@ def questions(topics: Sequence[Asked]) -> list[str]:
     return list(dict.fromkeys(question for topic in topics for question in topic.questions))
 
 
-def belonging(topic: Asked, project_id: int, rows: rank.Rows) -> list[tuple[int, float]]:
-    """The rows that belong to a topic as (index, score), best first. EmbedderError."""
+def belonging(asked: Sequence[Asked], project_id: int, rows: rank.Rows) -> list[list[tuple[int, float]]]:
+    """For each topic the rows that belong to it as (index, score), best first. EmbedderError."""
     embedder = embedders.get()
     if embedder is None or rows.vectors is None:
-        return _by_words(topic, rows)
-    if not len(rows.texts):
-        return []
-    scores = rows.matrix @ _direction(embedder.name, project_id, topic.questions)
-    best = np.argsort(-scores, kind="stable")[: topic.limit]
-    return [(int(index), float(scores[index])) for index in best if scores[index] >= RELEVANT]
+        return [_by_words(topic, rows) for topic in asked]
+    if not rows.texts or not asked:
+        return [[] for _ in asked]
+    directions = _directions(embedder.name, project_id, tuple(topic.questions for topic in asked))
+    scores = rank.products(directions, rows)
+    best = np.argsort(-scores, axis=1, kind="stable").tolist()
+    return [
+        [(index, held[index]) for index in order[: topic.limit] if held[index] >= RELEVANT]
+        for topic, held, order in zip(asked, scores.tolist(), best, strict=True)
+    ]
 
 
 def _by_words(topic: Asked, rows: rank.Rows) -> list[tuple[int, float]]:
@@ -169,6 +173,12 @@ def _by_words(topic: Asked, rows: rank.Rows) -> list[tuple[int, float]]:
         for index, score in rank.by_words(question, rows, topic.limit):
             best[index] = max(score, best.get(index, 0.0))
     return sorted(best.items(), key=lambda row: (-row[1], row[0]))[: topic.limit]
+
+
+@lru_cache(maxsize=64)
+def _directions(model: str, project_id: int, topics: tuple[tuple[str, ...], ...]) -> Vectors:
+    """The direction of each topic, given by its questions: shape (topics, dimensions)."""
+    return np.stack([_direction(model, project_id, asked) for asked in topics])
 
 
 @lru_cache(maxsize=256)

@@ -1,26 +1,34 @@
-"""Whom a rebuild can leave alone, found out for a whole page of users: one query, and one command of Redis a user."""
+"""Whose answers are in L2, and for how long: whom a rebuild can leave alone, found out for a page of users at once.
+
+Whoever fills or looks at all of a user's answers notes until when all will be there, and what they answer. While that
+note stands, an entry can only have been lost whole: one command a user tells whether each is there. Without it every
+entry is looked at.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
-from django.db import connection
+from django.db import connection, transaction
 
-from cachewarm import topics
-from memory import keys, stack
+from cachewarm import topics, warmset
+from memory import keys, stack, write
+from memory.tenancy.projects import Policy
 from memory.tenancy.projects import policy as policy_of
-from memory.text import nfc
-from memory.types import Pin, Query, Scope
+from memory.types import Scope
 
-CHUNK = 64
-"""Users of one round trip to L2: some 900 keys."""
+CHUNK = 128
+"""Users of one round trip to L2: some 3,000 keys."""
 
 # Warm by all that PostgreSQL knows: the last warm ended well, at the version that is current, and so did the summaries.
 _STANDING = """
 SELECT u.id, u.project_id, u.user_id, u.warmed_version, s.embedder, s.topics_digest,
     coalesce((s.counts->>'memories')::bigint, 0) + coalesce((s.counts->>'expired')::bigint, 0),
+    CASE WHEN u.answers_until > now() + %(period)s * interval '1 second' THEN u.answers ELSE '' END,
     array(SELECT q.fingerprint FROM cachewarm_learnedquery q
         WHERE q.project_id = u.project_id AND q.user_id = u.user_id ORDER BY q.weight DESC LIMIT %(queries)s)
 FROM memory_memoryuser u
@@ -29,37 +37,112 @@ JOIN memory_snapshot s ON s.project_id = u.project_id AND s.user_id = u.user_id
 WHERE u.id = ANY(%(users)s) AND u.warmed_at IS NOT NULL AND u.warm_failure = ''
     AND u.warmed_version = coalesce(v.version, 0) AND s.summary_version = u.warmed_version
 """
+_NOTE = """
+UPDATE memory_memoryuser u SET answers = n.answers, answers_until = now() + n.life * interval '1 millisecond'
+FROM unnest(%s::text[], %s::text[], %s::bigint[]) AS n (user_id, answers, life)
+WHERE u.project_id = %s AND u.user_id = n.user_id
+"""
 
 
-def among(users: Collection[int], made_by: str, totals: Mapping[str, Mapping[str, Any]] | None) -> list[int]:
-    """Of users by their keys, those that every layer is warm for until after the next rebuild; `made_by` is what makes
-    vectors now, `totals` how many memories Mem0 counts for each user by project (None: not asked). Some that are warm
-    may be left out: whoever has a memory that will expire. LayerUnavailable."""
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A user whom PostgreSQL calls warm: with the fingerprints of the warm set, and whether the note about just these
+    answers stands."""
+
+    key: int
+    scope: Scope
+    version: int
+    fingerprints: Sequence[str]
+    noted: bool
+
+
+def among(users: Collection[int], made_by: str, totals: Mapping[str, Mapping[str, Any]] | None) -> dict[int, int]:
+    """Of users by their keys, those that every layer is warm for until after the next rebuild, with their versions;
+    `made_by` is what makes vectors now, `totals` how many memories Mem0 counts for each user by project (None: not
+    asked). LayerUnavailable."""
+    values: dict[str, Any] = {
+        "users": list(users),
+        "queries": settings.WARM_SET_QUERIES,
+        "period": settings.REBUILD_PERIOD_SECONDS,
+    }
     with connection.cursor() as cursor:
-        cursor.execute(_STANDING, {"users": list(users), "queries": settings.WARM_SET_QUERIES})
+        cursor.execute(_STANDING, values)
         rows = cursor.fetchall()
-    by_project: dict[int, list[tuple[int, Pin, int, list[str]]]] = {}
-    digests: dict[int, str] = {}
-    for key, project, user, version, embedder, digest, count, learned in rows:
-        if project not in digests:
-            digests[project] = topics.digest(topics.of(project))
-        counted = count if totals is None else totals.get(str(project), {}).get(user, 0)
-        if (embedder, digest, count) == (made_by, digests[project], counted):
-            by_project.setdefault(project, []).append((key, Pin(project, "user", user), version, learned))
-    return [key for project, standing in by_project.items() for key in _answered(project, standing)]
+    warm: dict[int, int] = {}
+    for project in {row[1] for row in rows}:
+        digest = topics.digest(topics.of(project))
+        counted = None if totals is None else totals.get(str(project), {})
+        standing = [row for row in rows if row[1] == project and row[4:7] == (made_by, digest, _count(row, counted))]
+        warm |= _answered(policy_of(project), standing)
+    return warm
 
 
-def _answered(project: int, standing: Sequence[tuple[int, Pin, int, list[str]]]) -> list[int]:
-    """Those whose warm set's answers are all in L2."""
-    rules = policy_of(project)
-    asked = [nfc(question).strip() for question in topics.questions(topics.of(project))]
-    general = [Query(Scope(project, "anyone"), question).fingerprint for question in asked]
-    wanted = []
-    for _, pin, version, learned in standing:
-        tag = keys.tag(pin, rules.generation)
-        wanted.append((version, [keys.of_result(tag, each) for each in dict.fromkeys([*learned, *general])]))
-    least = settings.REBUILD_PERIOD_SECONDS * 1000
-    held: list[bool] = []
+def lives(rules: Policy, wanted: Sequence[tuple[Scope, int, Sequence[str]]]) -> list[list[int]]:
+    """For users, versions and fingerprints, the milliseconds that each answer will be in L2. LayerUnavailable."""
+    found: list[list[int]] = []
     for start in range(0, len(wanted), CHUNK):
-        held += stack.L2.stand(wanted[start : start + CHUNK], least, rules.served)
-    return [key for (key, *_), stands in zip(standing, held, strict=True) if stands]
+        chunk = wanted[start : start + CHUNK]
+        found += stack.L2.lives(
+            [(version, _names(rules, scope, prints)) for scope, version, prints in chunk], rules.served
+        )
+    return found
+
+
+def lasts(life: int) -> bool:
+    """Whether so many milliseconds reach beyond the next rebuild."""
+    return life > settings.REBUILD_PERIOD_SECONDS * 1000
+
+
+def note(rules: Policy, kept: Mapping[Scope, tuple[int, Sequence[str], int]]) -> None:
+    """For users at versions: the answers by fingerprint that all will be in L2 for so many milliseconds."""
+    noted = sorted(
+        (scope.user_id or "", _answers(rules, version, prints), life) for scope, (version, prints, life) in kept.items()
+    )
+    if noted:
+        with transaction.atomic(), connection.cursor() as cursor:
+            write.lock_users([(rules.id, user) for user, *_ in noted])
+            cursor.execute(_NOTE, (*map(list, zip(*noted, strict=True)), rules.id))
+
+
+def _count(row: Sequence[Any], counted: Mapping[str, Any] | None) -> int:
+    return int(row[6] if counted is None else counted.get(row[2], 0))
+
+
+def _answered(rules: Policy, rows: Sequence[Sequence[Any]]) -> dict[int, int]:
+    """Those whose warm set's answers are all in L2."""
+    general = [query.fingerprint for query in warmset.general(Scope(rules.id))]
+    standing = []
+    for key, project, user, version, *_, answers, learned in rows:
+        prints = list(dict.fromkeys([*learned, *general])) if learned else general
+        noted = answers == _answers(rules, version, prints)
+        standing.append(Standing(key, Scope(project, user), version, prints, noted))
+    there = _there(rules, [one for one in standing if one.noted])
+    looked = _look(rules, [one for one in standing if not one.noted])
+    return {one.key: one.version for one in (*there, *looked)}
+
+
+def _there(rules: Policy, noted: Sequence[Standing]) -> list[Standing]:
+    found: list[bool] = []
+    for start in range(0, len(noted), CHUNK):
+        chunk = noted[start : start + CHUNK]
+        found += stack.L2.stand([_names(rules, one.scope, one.fingerprints) for one in chunk])
+    return [one for one, there in zip(noted, found, strict=True) if there]
+
+
+def _look(rules: Policy, standing: Sequence[Standing]) -> list[Standing]:
+    found = lives(rules, [(one.scope, one.version, one.fingerprints) for one in standing])
+    least = [min(each, default=0) for each in found]
+    good = [(one, life) for one, life in zip(standing, least, strict=True) if lasts(life) or not one.fingerprints]
+    note(rules, {one.scope: (one.version, one.fingerprints, life) for one, life in good})
+    return [one for one, _ in good]
+
+
+def _names(rules: Policy, scope: Scope, fingerprints: Sequence[str]) -> list[str]:
+    tag = keys.tag(scope.pin, rules.generation)
+    return [keys.of_result(tag, each) for each in fingerprints]
+
+
+def _answers(rules: Policy, version: int, fingerprints: Sequence[str]) -> str:
+    """32 hex characters that stand for which answers are meant."""
+    said = f"{rules.generation} {version} {' '.join(rules.served)} {' '.join(fingerprints)}"
+    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()

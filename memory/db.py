@@ -24,7 +24,10 @@ def patience(seconds: float = inf, until: float = inf) -> AbstractContextManager
     return cast("AbstractContextManager[None]", connection.patience(seconds, until))  # type: ignore[attr-defined]
 
 
-def write_many(sql: str, rows: Sequence[Sequence[Any]], *, template: str | None = None, page: int = 500) -> None:
-    """Run a statement with `VALUES %s` for many rows, `page` at a time. Errors are Django's."""
+def write_many(
+    sql: str, rows: Sequence[Sequence[Any]], *, template: str | None = None, page: int = 500
+) -> list[tuple[Any, ...]]:
+    """Run a statement with `VALUES %s` for many rows, `page` at a time; what it returns of all. Errors are Django's."""
     with connection.cursor() as cursor, connection.wrap_database_errors:
-        execute_values(cursor.cursor, sql, rows, template=template, page_size=page)
+        returning = "RETURNING" in sql
+        return execute_values(cursor.cursor, sql, rows, template=template, page_size=page, fetch=returning) or []

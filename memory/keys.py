@@ -19,7 +19,12 @@ def tag(pin: Pin, generation: int) -> str:
 
 def version(pin: Pin, generation: int) -> str:
     """The leased copy of the pin's version and floor (PROTOCOL B6)."""
-    return f"{tag(pin, generation)}:v"
+    return of_version(tag(pin, generation))
+
+
+def of_version(tagged: str) -> str:
+    """The same, by its pin's tag."""
+    return f"{tagged}:v"
 
 
 def token(pin: Pin, generation: int) -> str:

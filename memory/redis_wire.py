@@ -6,10 +6,12 @@ there. One that failed, timed out or was left half-way is closed: its next answe
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import ssl
 import struct
+from collections.abc import Sequence
 from functools import cache as once
 from typing import Any
 
@@ -124,6 +126,26 @@ def packed(*commands: Command) -> Packed:
 def send(commands: Packed) -> list[Any]:
     """See Wire.send."""
     return _wire(redis_client.cache().connection_pool).send(commands)
+
+
+def ask(*commands: Command) -> list[Any]:
+    """What each command answers. See Wire.send."""
+    return send(packed(*commands))
+
+
+def run(script: str, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
+    """What a script answers to each call, given as its keys and its other arguments. redis.RedisError."""
+    if not calls:
+        return []
+    digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+    commands = [("EVALSHA", digest, str(len(names)), *names, *rest) for names, rest in calls]
+    try:
+        return ask(*commands)
+    except redis.ResponseError as error:
+        if not str(error).startswith("NOSCRIPT"):
+            raise
+        ask(("SCRIPT", "LOAD", script))
+        return ask(*commands)
 
 
 @once

@@ -249,6 +249,17 @@ def touch_users(active: Sequence[tuple[int, str]]) -> None:
         cursor.execute(_TOUCH, ([project for project, _ in ordered], [user for _, user in ordered]))
 
 
+def lock_users(users: Sequence[tuple[int, str]]) -> None:
+    """Hold the rows of many users until the transaction ends, locked in the order in which `touch_users` does."""
+    with connection.cursor() as cursor:
+        cursor.execute(_LOCK, ([project for project, _ in users], [user for _, user in users]))
+
+
+_LOCK = """
+SELECT FROM memory_memoryuser u JOIN unnest(%s::bigint[], %s::text[]) AS o (project_id, user_id)
+    ON u.project_id = o.project_id AND u.user_id = o.user_id
+ORDER BY u.project_id, u.user_id COLLATE "C" FOR NO KEY UPDATE OF u
+"""
 _TOUCH = """
 INSERT INTO memory_memoryuser AS u
     (project_id, user_id, warmed_version, warm_superseded_version, warm_failed_version, warm_failure)

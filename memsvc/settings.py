@@ -116,6 +116,8 @@ L1_TTL_SECONDS = env.integer("L1_TTL_SECONDS", 3600, least=1)
 L2_TTL_SECONDS = env.integer("L2_TTL_SECONDS", 86400, least=1)
 # L3 keeps vectors of users who were active within this many days.
 L3_ACTIVE_DAYS = env.integer("L3_ACTIVE_DAYS", 30, least=1)
+# ... and anything at all, summaries too, of those active within this many.
+L3_KEEP_DAYS = env.integer("L3_KEEP_DAYS", 180, least=1)
 VERSION_LEASE_SECONDS = env.seconds("VERSION_LEASE_SECONDS", 30, least=0.1)
 # The largest `max_age_ms` a request may ask for, and how long a floor may go unconfirmed (PROTOCOL B9).
 BOUNDED_MAX_AGE_MS = env.integer("BOUNDED_MAX_AGE_MS", 5000)

@@ -67,8 +67,8 @@ MUTANTS = (
     ),
     Mutant(
         "fill without compare",
-        "if tonumber(version) > tonumber(ARGV[2]) or tonumber(floor) > tonumber(ARGV[2]) then return 0 end",
-        "",
+        "if tonumber(ARGV[entry + 1]) < least then",
+        "if false then",
         f"{READ}::test_b8_a_late_fill_costs_no_search_of_what_was_computed_after_it",
     ),
     Mutant(

@@ -30,7 +30,7 @@ def check_id(name: str, value: str) -> str:
 def storable(value: Any) -> bool:
     """Whether PostgreSQL can keep every text inside: it takes neither NUL nor half a surrogate pair."""
     if isinstance(value, str):
-        return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
+        return "\0" not in value and (value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value))
     if isinstance(value, Mapping):
         return all(storable(key) and storable(inner) for key, inner in value.items())
     return not isinstance(value, list | tuple) or all(map(storable, value))

@@ -155,6 +155,8 @@ class Namespaced:
         for memory in memories:
             names = (memory.user_id, memory.agent_id, memory.run_id)
             inside = [name if name is None else self._in(name) for name in names]
-            if all(name is None or own is not None for name, own in zip(names, inside, strict=True)):
+            if tuple(inside) == names:
+                owned.append(memory)
+            elif all(name is None or own is not None for name, own in zip(names, inside, strict=True)):
                 owned.append(replace(memory, user_id=inside[0], agent_id=inside[1], run_id=inside[2]))
         return owned

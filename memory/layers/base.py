@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
@@ -39,13 +40,52 @@ class Layer(Protocol[K, V]):
     def put(self, key: K, value: V, version: Version) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A memory as answers show it, in JSON but for its score, which goes between `before` and `after`."""
+
+    before: bytes
+    after: bytes
+    expires: str | None
+    job: bytes
+
+
+def shown(memory: Memory) -> Shown:
+    """A memory ready for whatever score it gets."""
+    fields = public(memory)
+    before = orjson.dumps({name: fields.pop(name) for name in ("id", "memory")})[:-1] + b',"score":'
+    del fields["score"]
+    return Shown(before, b"," + orjson.dumps(fields)[1:], memory.expiration_date, _stored_by(memory))
+
+
 def encode(memories: Iterable[Memory], *, version: int, as_of: int, ranking: Ranking) -> Entry:
     """An answer's memories as an entry. `as_of` is in microseconds on the store's clock."""
     found = list(memories)
-    results = [public(memory) for memory in found]
-    ends = [memory["expiration_date"] for memory in results if memory["expiration_date"]]
-    until = _midnight_after(min(ends)) if ends else 0
-    return Entry(orjson.dumps(results), version, as_of, until, ranking, len(results), b"".join(map(_stored_by, found)))
+    ranked = [(place, memory.score) for place, memory in enumerate(found)]
+    (entry,) = encode_each(list(map(shown, found)), [ranked], version=version, as_of=as_of, ranking=ranking)
+    return entry
+
+
+def encode_each(
+    held: Sequence[Shown],
+    answers: Sequence[Sequence[tuple[int, float | None]]],
+    *,
+    version: int,
+    as_of: int,
+    ranking: Ranking,
+) -> list[Entry]:
+    """`encode` for many answers made of the same memories, each as (place in `held`, score), best first: a memory is
+    written down once, and all scores together."""
+    scores = iter(orjson.dumps([score for ranked in answers for _, score in ranked])[1:-1].split(b","))
+    entries = []
+    for ranked in answers:
+        found = [held[place] for place, _ in ranked]
+        results = b",".join([one.before + next(scores) + one.after for one in found])
+        ends = [one.expires for one in found if one.expires]
+        until = _midnight_after(min(ends)) if ends else 0
+        jobs = b"".join([one.job for one in found])
+        entries.append(Entry(b"[" + results + b"]", version, as_of, until, ranking, len(found), jobs))
+    return entries
 
 
 def public(memory: Memory) -> dict[str, Any]:

@@ -79,9 +79,8 @@ class CachedEmbedder:
         return found
 
     def _read(self, texts: Sequence[str], names: Sequence[str]) -> dict[str, Vectors]:
-        asked = redis_wire.packed(*[("GETEX", name, "EX", settings.L1_TTL_SECONDS) for name in names])
         try:
-            stored = redis_wire.send(asked)
+            stored = redis_wire.ask(*[("GETEX", name, "EX", settings.L1_TTL_SECONDS) for name in names])
         except redis.RedisError as error:
             raise LayerUnavailable(LAYER, type(error).__name__) from error
         size = self.dimensions * 4
@@ -102,10 +101,12 @@ class CachedEmbedder:
     def _store(self, vectors: Mapping[str, Vectors]) -> None:
         names = list(vectors)
         for start in range(0, len(names), CHUNK):
-            chunk = [(name, vectors[name].astype("<f4").tobytes()) for name in names[start : start + CHUNK]]
-            kept = redis_wire.packed(*[("SET", name, raw, "EX", settings.L1_TTL_SECONDS) for name, raw in chunk])
+            chunk = names[start : start + CHUNK]
+            kept = [
+                ("SET", name, vectors[name].astype("<f4").tobytes(), "EX", settings.L1_TTL_SECONDS) for name in chunk
+            ]
             try:
-                redis_wire.send(kept)
+                redis_wire.ask(*kept)
             except redis.RedisError:
                 metrics.count("fills", len(names) - start, project=self.project, layer=LAYER, outcome="error")
                 return

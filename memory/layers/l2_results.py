@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -27,28 +27,45 @@ KNOWN_READINGS = 4096
 """How many round trips are kept ready to send, at some 500 bytes each."""
 
 # Fill with compare (PROTOCOL B8): an older fill never replaces what readers of the newer version would hit, and
-# nothing below the floor is kept (B9). The copy may be missing; then equality at look-up is the guard.
+# nothing below the floor is kept (B9). The copy may be missing; then equality at look-up is the guard. KEYS: the
+# copy, then each entry's; ARGV: each entry's bytes, version, milliseconds.
 _FILL = """
+local least = 0
 local copy = redis.call('GET', KEYS[1])
 if copy then
   local version, floor = string.match(copy, '^(%d+):(%d+)$')
-  if tonumber(version) > tonumber(ARGV[2]) or tonumber(floor) > tonumber(ARGV[2]) then return 0 end
+  least = math.max(tonumber(version), tonumber(floor))
 end
-redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[3])
-return 1
+local kept = {}
+for at = 2, #KEYS do
+  local entry = 3 * at - 5
+  if tonumber(ARGV[entry + 1]) < least then kept[at - 1] = 0
+  else
+    redis.call('SET', KEYS[at], ARGV[entry], 'PX', ARGV[entry + 2])
+    kept[at - 1] = 1
+  end
+end
+return kept
 """
 
 
-# Whether every entry stands at one version, may be served and lives on for a while. ARGV: what such an entry begins
-# with, the milliseconds, the rankings that are served, a byte each. One that dies with a memory in it does not count.
-_STAND = """
-for _, key in ipairs(KEYS) do
+# How long each entry will live that stands at one version and may be served, 0 for others. ARGV: what such an entry
+# begins with, the rankings that are served, a byte each. An entry dies with the first memory in it, too.
+_LIVES = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + time[2] / 1000
+local lives = {}
+for at, key in ipairs(KEYS) do
   local head = redis.call('GETRANGE', key, 0, 28)
-  if string.sub(head, 1, 12) ~= ARGV[1] or string.sub(head, 21, 28) ~= string.rep('\\0', 8)
-    or not string.find(ARGV[3], string.sub(head, 29, 29), 1, true)
-    or redis.call('PTTL', key) <= tonumber(ARGV[2]) then return 0 end
+  lives[at] = 0
+  if string.sub(head, 1, 12) == ARGV[1] and string.find(ARGV[2], string.sub(head, 29, 29), 1, true) then
+    local ends = 0
+    for byte = 21, 28 do ends = ends * 256 + string.byte(head, byte) end
+    lives[at] = redis.call('PTTL', key)
+    if ends > 0 then lives[at] = math.max(0, math.min(lives[at], math.floor(ends / 1000 - now))) end
+  end
 end
-return 1
+return lives
 """
 
 
@@ -101,26 +118,40 @@ class ResultLayer:
         unstored = pending.parse(open_jobs) if open_jobs else None
         return unstored, versions.parse(pin, copy, asked) if copy else None
 
-    def put(self, query: Query, entry: Entry, generation: int, store_now: int) -> bool:
-        """Keep an entry; False when it was refused as older than the version, below the floor or about to expire."""
-        return self.put_many([(query, entry)], generation, store_now)[0]
-
-    def put_many(self, filled: Iterable[tuple[Query, Entry]], generation: int, store_now: int) -> list[bool]:
-        """Keep many entries in one round trip; whether each was kept."""
-        fill = cache().register_script(_FILL)
-        pipe = cache().pipeline(transaction=False)
-        kept: list[bool] = []
-        for query, entry in filled:
-            kept.append(fillable(entry, store_now))
-            if kept[-1]:
-                pin = query.scope.pin
-                names = [keys.version(pin, generation), keys.result(pin, generation, query.fingerprint)]
-                fill(keys=names, args=[pack(entry), entry.version, _lifetime_ms()], client=pipe)
+    def now(self) -> int:
+        """The store's time in microseconds. LayerUnavailable."""
         try:
-            answers = iter(pipe.execute() if any(kept) else ())
+            (time,) = redis_wire.ask(("TIME",))
         except redis.RedisError as error:
             raise LayerUnavailable(NAME, type(error).__name__) from error
-        return [sent and bool(next(answers)) for sent in kept]
+        return int(time[0]) * 1_000_000 + int(time[1])
+
+    def put(self, query: Query, entry: Entry, generation: int, store_now: int) -> bool:
+        """Keep an entry; False when it was refused as older than the version, below the floor or about to expire."""
+        ((life,),) = self.fill({query.scope.pin: [(query.fingerprint, entry)]}, generation, store_now).values()
+        return life > 0
+
+    def fill(
+        self, filled: Mapping[Pin, Sequence[tuple[str, Entry]]], generation: int, store_now: int
+    ) -> dict[Pin, list[int]]:
+        """Keep entries by pin and fingerprint in one round trip, one command a pin; for each the milliseconds that it
+        will live, 0 where it was refused. LayerUnavailable."""
+        lives = {pin: [_lifetime_ms(entry, store_now) for _, entry in entries] for pin, entries in filled.items()}
+        sent = [pin for pin in filled if any(lives[pin])]
+        calls = []
+        for pin in sent:
+            tag = keys.tag(pin, generation)
+            living = [(*entry, life) for entry, life in zip(filled[pin], lives[pin], strict=True) if life]
+            names = [keys.of_version(tag), *[keys.of_result(tag, fingerprint) for fingerprint, _, _ in living]]
+            calls.append((names, [part for _, entry, life in living for part in (pack(entry), entry.version, life)]))
+        try:
+            answers = redis_wire.run(_FILL, calls)
+        except redis.RedisError as error:
+            raise LayerUnavailable(NAME, type(error).__name__) from error
+        for pin, kept in zip(sent, answers, strict=True):
+            each = iter(kept)
+            lives[pin] = [life * next(each) if life else 0 for life in lives[pin]]
+        return lives
 
     def peek(self, queries: Iterable[Query], generation: int) -> list[tuple[Entry | None, int]]:
         """Each query's entry and its remaining life in milliseconds (-2 without one); for warms and inspection."""
@@ -137,19 +168,26 @@ class ResultLayer:
         pairs = zip(listed, answers[::2], answers[1::2], strict=True)
         return [(self._unpack(query, generation, stored) if stored else None, left) for query, stored, left in pairs]
 
-    def stand(
-        self, wanted: Iterable[tuple[int, Sequence[str]]], milliseconds: int, rankings: Iterable[Ranking]
-    ) -> list[bool]:
-        """For each version and the keys of some entries, whether all of them stand at it for longer than that, none of
-        them to expire before by a memory's date, each of one of these rankings. LayerUnavailable."""
-        check, allowed = cache().register_script(_STAND), bytes(map(RANKINGS.index, rankings))
-        pipe = cache().pipeline(transaction=False)
-        for version, names in wanted:
-            check(keys=names, args=[head(version), milliseconds, allowed], client=pipe)
+    def lives(self, wanted: Iterable[tuple[int, Sequence[str]]], rankings: Iterable[Ranking]) -> list[list[int]]:
+        """For each version and the keys of some entries, the milliseconds that each stays what it is: 0 where none
+        stands at that version, of one of these rankings. LayerUnavailable."""
+        allowed = bytes(map(RANKINGS.index, rankings))
+        listed = list(wanted)
+        calls = [(names, [head(version), allowed]) for version, names in listed if names]
         try:
-            return [bool(answer) for answer in pipe.execute()]
+            answers = iter(redis_wire.run(_LIVES, calls))
         except redis.RedisError as error:
             raise LayerUnavailable(NAME, type(error).__name__) from error
+        return [next(answers) if names else [] for _, names in listed]
+
+    def stand(self, wanted: Sequence[Sequence[str]]) -> list[bool]:
+        """For each list of keys under one tag, whether there is an entry at every one, whatever it holds; one command
+        each. LayerUnavailable."""
+        try:
+            found = redis_wire.ask(*(("EXISTS", *names) for names in wanted))
+        except redis.RedisError as error:
+            raise LayerUnavailable(NAME, type(error).__name__) from error
+        return [there == len(names) for there, names in zip(found, wanted, strict=True)]
 
     def drop(self, query: Query, generation: int) -> None:
         """Remove one entry."""
@@ -200,5 +238,9 @@ def _reading(slot: tuple[Pin, str], generation: int, also: tuple[str, ...]) -> P
     return redis_wire.packed(("MGET", *keys.search(pin, generation, fingerprint), *also), ("TIME",))
 
 
-def _lifetime_ms() -> int:
-    return int(settings.L2_TTL_SECONDS * 1000 * random.uniform(1 - JITTER, 1))  # noqa: S311  (spread, not secrecy)
+def _lifetime_ms(entry: Entry, store_now: int) -> int:
+    """How long an entry will live, 0 for one about to expire."""
+    if not fillable(entry, store_now):
+        return 0
+    life = int(settings.L2_TTL_SECONDS * 1000 * random.uniform(1 - JITTER, 1))  # noqa: S311  (spread, not secrecy)
+    return min(life, (entry.valid_until - store_now) // 1000) if entry.valid_until else life

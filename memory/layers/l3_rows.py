@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from django.db import connection
 
 from memory import db
 from memory.embedders.base import Vectors
+from memory.layers.base import Shown, shown
 from memory.rank import Rows
 from memory.text import text_hash
 from memory.types import Memory
@@ -21,9 +25,11 @@ KEPT = np.dtype("<f2")
 """float16: half of float32's bytes; on LoCoMo the ten best stay the ten best."""
 PAGE = 500
 """Rows of one INSERT: about 0.5 MB with 384 dimensions."""
-ROW_BYTES, TEXT_FACTOR = 1600, 30
-"""What a row costs in this process beside its vector: objects, and its text with its words indexed (5 to 9 bytes a
-character) and, where a question came without accents, their spelling (17 to 20)."""
+KEYS_MOST = 4096
+"""Texts whose keys a process remembers: a warm asks for each several times."""
+ROW_BYTES, TEXT_FACTOR = 2100, 31
+"""What a row costs in this process beside its vector: objects, how answers show it, and its text with its words indexed
+(5 to 9 bytes a character) and, where a question came without accents, their spelling (17 to 20)."""
 
 _UPSERT = """
 INSERT INTO memory_snapshotmemory AS m (snapshot_id, memory_id, text, text_hash, agent_id, run_id, metadata, digest,
@@ -34,17 +40,28 @@ ON CONFLICT (snapshot_id, memory_id) DO UPDATE SET text = excluded.text, text_ha
     created_at = excluded.created_at, updated_at = excluded.updated_at,
     expiration_date = excluded.expiration_date, vector = excluded.vector
 """
-_READ = """
-SELECT s.version, s.complete, s.embedder, (extract(epoch FROM s.built_at) * 1000000)::bigint,
+_COLUMNS = """
+SELECT s.user_id, s.version, s.complete, s.embedder, (extract(epoch FROM s.built_at) * 1000000)::bigint,
     (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
     m.memory_id, m.text, m.agent_id, m.run_id, m.metadata::text, m.created_at, m.updated_at, m.expiration_date, m.vector
 FROM memory_snapshot s LEFT JOIN memory_snapshotmemory m ON m.snapshot_id = s.id
-WHERE s.project_id = %(project)s AND s.user_id = %(user)s AND s.version >= %(least)s AND s.version <= %(most)s
+"""
+_READ = f"""
+{_COLUMNS} WHERE s.project_id = %(project)s AND s.user_id = %(user)s AND s.version BETWEEN %(least)s AND %(most)s
 ORDER BY m.memory_id
+"""
+_READ_EACH = f"""
+{_COLUMNS} JOIN unnest(%(users)s::text[], %(versions)s::bigint[]) AS wanted (user_id, version)
+    ON wanted.user_id = s.user_id AND wanted.version = s.version
+WHERE s.project_id = %(project)s ORDER BY s.id, m.memory_id
+"""
+_REMOVE = """
+DELETE FROM memory_snapshotmemory m USING unnest(%s::bigint[], %s::text[]) AS gone (snapshot_id, memory_id)
+WHERE m.snapshot_id = gone.snapshot_id AND m.memory_id = gone.memory_id
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Held:
     """A user's rows as one statement read them; `rows` are the same memories, ready to be ranked. `built_at` and
     `read_at` are in µs on PostgreSQL's clock."""
@@ -56,6 +73,11 @@ class Held:
     read_at: int
     memories: tuple[Memory, ...]
     rows: Rows
+
+    @cached_property
+    def shown(self) -> list[Shown]:
+        """The memories as answers show them."""
+        return list(map(shown, self.memories))
 
     @property
     def bytes(self) -> int:
@@ -70,10 +92,21 @@ def read(project: int, user_id: str, least: int, most: int) -> Held | None:
     with connection.cursor() as cursor:
         cursor.execute(_READ, {"project": project, "user": user_id, "least": least, "most": most})
         rows = cursor.fetchall()
-    if not rows:
-        return None
-    version, complete, embedder, built_at, read_at = rows[0][:5]
-    rows = [row[5:] for row in rows if row[5] is not None]
+    return _held(rows) if rows else None
+
+
+def read_each(project: int, versions: Mapping[str, int]) -> dict[str, Held]:
+    """By user the rows of those that stand at exactly these versions; one statement."""
+    with connection.cursor() as cursor:
+        users: dict[str, Any] = {"project": project, "users": list(versions), "versions": list(versions.values())}
+        cursor.execute(_READ_EACH, users)
+        return {user: _held(list(rows)) for user, rows in groupby(cursor.fetchall(), key=itemgetter(0))}
+
+
+def _held(rows: Sequence[tuple[Any, ...]]) -> Held:
+    """What one user's rows say; without any memory there is one row of the snapshot alone."""
+    user_id, version, complete, embedder, built_at, read_at = rows[0][:6]
+    rows = [row[6:] for row in rows if row[6] is not None]
     memories = tuple(
         Memory(
             id=row[0],
@@ -91,9 +124,9 @@ def read(project: int, user_id: str, least: int, most: int) -> Held | None:
     return Held(version, complete, embedder, built_at, read_at, memories, rankable(memories, [row[8] for row in rows]))
 
 
-def write(snapshot: int, memories: Sequence[Memory], vectors: Mapping[bytes, bytes], *, listed: bool) -> None:
-    """Insert or replace rows. `listed`: they are as Mem0 listed them; otherwise a job wrote them and a listing may
-    still tell otherwise of everything but the text."""
+def write(rows: Iterable[tuple[int, Memory]], vectors: Mapping[bytes, bytes], *, listed: bool) -> None:
+    """Insert or replace rows, each of a snapshot. `listed`: they are as Mem0 listed them; otherwise a job wrote them
+    and a listing may still tell otherwise of everything but the text."""
     values = [
         (
             snapshot,
@@ -109,21 +142,20 @@ def write(snapshot: int, memories: Sequence[Memory], vectors: Mapping[bytes, byt
             memory.expiration_date,
             vectors.get(hashed),
         )
-        for memory in memories
+        for snapshot, memory in rows
     ]
     if values:
         db.write_many(_UPSERT, values, page=PAGE)
 
 
-def remove(snapshot: int, memory_ids: Iterable[str]) -> None:
-    """Delete rows; ids without one are no error."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "DELETE FROM memory_snapshotmemory WHERE snapshot_id = %s AND memory_id = ANY(%s)",
-            (snapshot, list(memory_ids)),
-        )
+def remove(rows: Iterable[tuple[int, str]]) -> None:
+    """Delete rows by snapshot and memory id; those without one are no error."""
+    if gone := list(rows):
+        with connection.cursor() as cursor:
+            cursor.execute(_REMOVE, ([snapshot for snapshot, _ in gone], [memory for _, memory in gone]))
 
 
+@lru_cache(maxsize=KEYS_MOST)
 def text_key(text: str) -> bytes:
     """16 bytes that stand for a text: what its vector is found by."""
     return bytes.fromhex(text_hash(text))

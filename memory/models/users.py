@@ -21,6 +21,8 @@ class MemoryUser(models.Model):
     warm_superseded_version = models.BigIntegerField(default=0, help_text="Newest one whose warm was overtaken.")
     warm_failed_version = models.BigIntegerField(default=0)
     warm_failure = models.CharField(max_length=200, blank=True)
+    answers = models.CharField(max_length=32, blank=True, db_default="", help_text="Which answers a warm left in L2.")
+    answers_until = models.DateTimeField(null=True, blank=True, help_text="They all live until then, unless evicted.")
     rebuilt = models.BigIntegerField(db_default=0, help_text="The last rebuild that reached this user.")
 
     class Meta:

@@ -67,10 +67,10 @@ def warm(user: MemoryUser, mem0) -> Version:
         memories = [row for row in mem0.rows if row.user_id == user.user_id]
         reading = Reading(version.number, True, memories, {}, "", l3_rows.fingerprint(memories))
         summary = Summary({"food": [{"id": "1", "memory": FACT, "score": 0.5}]}, {}, [], {"memories": 1}, "")
-        assert stack.L3.save(scope(user), reading, summary)
+        assert stack.L3.save({scope(user): (reading, summary)})
     run = runs.claim(runs.request(user.project_id, user.user_id, "manual").run_id)
     run.version = version.number
-    assert runs.end(run, "completed")
+    assert runs.end([(run, "completed")])
     return version
 
 
@@ -94,7 +94,7 @@ def test_a_user_written_since_the_last_warm_is_behind_and_a_failed_one_says_so(a
     assert '<span class="chip miss">behind</span>' in told(operator(LOOK).get(USERS))
     behind = versions.stored(scope(anh).pin).number
     run = runs.claim(runs.request(project.pk, anh.user_id, "manual", behind).run_id)
-    runs.end(run, "failed", "origin_unavailable")
+    runs.end([(run, "failed")], "origin_unavailable")
     shown = told(operator(LOOK).get(USERS))
     assert '<span class="chip down">failed</span>' in shown
     assert "failed origin_unavailable" in shown
@@ -243,8 +243,8 @@ def test_who_may_act_but_not_look_sees_no_user(anh, mem0):
 
 def test_a_failed_warm_is_shown_with_its_step_and_error(anh):
     run = runs.claim(runs.request(anh.project_id, anh.user_id, "manual").run_id)
-    runs.step_ended(run, "L3")
-    runs.end(run, "failed", "layer_unavailable")
+    runs.step_ended([run], "L3")
+    runs.end([(run, "failed")], "layer_unavailable")
     shown = told(operator("cachewarm.view_warmrun").get("/admin/cachewarm/warmrun/"))
     assert "after L3 layer_unavailable" in shown
 

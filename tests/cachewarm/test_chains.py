@@ -413,7 +413,7 @@ def test_a_learned_question_keeps_its_scope_and_conditions(ann):
     )
     learned.note(asked)
     learned.save()
-    assert learned.of(ann) == [asked]
+    assert learned.of_each([ann])[ann] == [asked]
 
 
 def test_what_is_asked_often_outweighs_what_was_asked_once(ann, settings):
@@ -421,7 +421,7 @@ def test_what_is_asked_often_outweighs_what_was_asked_once(ann, settings):
     for question in ("often", "once", "often", "twice", "often", "twice"):
         learned.note(Query(ann, question))
         learned.save()
-    assert [query.text for query in learned.of(ann)] == ["often", "twice"]
+    assert [query.text for query in learned.of_each([ann])[ann]] == ["often", "twice"]
 
 
 def test_what_was_asked_a_month_ago_gives_way_to_what_is_asked_now(ann):
@@ -431,7 +431,7 @@ def test_what_was_asked_a_month_ago_gives_way_to_what_is_asked_now(ann):
     LearnedQuery.objects.update(weight=F("weight") - 30 / 7)
     learned.note(Query(ann, "new"))
     learned.save()
-    assert [query.text for query in learned.of(ann)] == ["new", "old"]
+    assert [query.text for query in learned.of_each([ann])[ann]] == ["new", "old"]
 
 
 def test_a_user_keeps_few_questions_however_many_are_asked(ann, settings):
@@ -440,7 +440,7 @@ def test_a_user_keeps_few_questions_however_many_are_asked(ann, settings):
         learned.note(Query(ann, f"question {number}"))
     learned.save()
     assert LearnedQuery.objects.count() == 6
-    assert len(learned.of(ann)) == 3
+    assert len(learned.of_each([ann])[ann]) == 3
 
 
 def test_warm_sets_are_the_users_own(ann, ben, few_topics):

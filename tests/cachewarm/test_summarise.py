@@ -37,7 +37,10 @@ def add(scope: Scope, text: str) -> Job:
 
 
 def warm(scope: Scope):
-    return summarise(scope.project, scope.user_id)
+    outcome = summarise([scope])[scope]
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def listed(mem0, then: Callable[[], object]) -> None:

@@ -53,10 +53,9 @@ def belonging(project, texts, language: int | None = None) -> dict[str, list[str
             topic.questions = topic.asked()[language]
             topic.save()
     ranked = rows(project, texts)
-    return {
-        topic.name: [texts[index] for index, _ in topics.belonging(topic, project.pk, ranked)]
-        for topic in topics.of(project.pk)
-    }
+    asked = topics.of(project.pk)
+    found = topics.belonging(asked, project.pk, ranked)
+    return {topic.name: [texts[index] for index, _ in best] for topic, best in zip(asked, found, strict=True)}
 
 
 @pytest.mark.parametrize(("facts", "language"), [(VIETNAMESE, 0), (ENGLISH, 1), (VIETNAMESE, None), (ENGLISH, None)])

@@ -47,7 +47,7 @@ def warm(scope: Scope, version: Version, *, complete: bool = True, made_by: str 
     made_by = model() if made_by is None else made_by
     reading = Reading(version.number, complete, memories, vectors, made_by, l3_rows.fingerprint(memories))
     with transaction.atomic():
-        assert stack.L3.save(scope, reading, Summary({}, {}, [], {}, ""))
+        assert stack.L3.save({scope: (reading, Summary({}, {}, [], {}, ""))})
 
 
 def fill(query: Query, version: Version, *, ranking: Ranking = "upstream", until: str | None = None) -> None:
@@ -255,7 +255,7 @@ def test_mem0s_list_beside_l3s_tells_what_differs(mem0, ann):
     memories = list(mem0.rows)
     reading = Reading(version.number, True, memories, {}, "", l3_rows.fingerprint(memories))
     with transaction.atomic():
-        stack.L3.save(ann, reading, Summary({}, {}, [], {}, ""))
+        stack.L3.save({ann: (reading, Summary({}, {}, [], {}, ""))})
     assert inspect.difference(ann, policy_of_ann, Deadline.after(5)).equal
     mem0.rows = [replace(row, text="Cà phê") if row.id == edited.id else row for row in mem0.rows if row.id != gone.id]
     new = mem0.store(ann, "water")

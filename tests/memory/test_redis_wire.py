@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import pytest
 import redis as redis_client
 
 from memory import redis_client as client
 from memory import redis_wire
+from memory.redis_wire import ask
 
 
 @pytest.fixture(autouse=True)
@@ -17,10 +17,6 @@ def rested(monkeypatch: pytest.MonkeyPatch) -> None:
     """What failed in one test is asked again in the next."""
     monkeypatch.setattr(client, "_down_until", 0.0)
     monkeypatch.setattr(client, "REST_SECONDS", 0.0)
-
-
-def ask(*commands: redis_wire.Command) -> list[Any]:
-    return redis_wire.send(redis_wire.packed(*commands))
 
 
 def wire() -> redis_wire.Wire:

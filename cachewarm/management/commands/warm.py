@@ -47,7 +47,7 @@ def _here_or_elsewhere(due: runs.Due) -> WarmRun:
     """Do it here; where a worker has the user already, wait for it."""
     while (run := WarmRun.objects.get(run_id=due.run_id)).state in ("due", "running"):
         if (mine := runs.claim(due.run_id)) is not None:
-            chains.run_here(mine, steps.limits())
+            chains.run_here([mine], steps.limits())
             mine.refresh_from_db()
             if mine.state == "due":
                 raise CommandError(f"{mine.user_id}: the warm failed ({mine.error}) and will be tried again")

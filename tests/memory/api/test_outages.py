@@ -316,7 +316,7 @@ def test_without_mem0_the_copy_before_a_write_is_served_labelled(api, known, mem
 def test_without_mem0_l3_ranks_by_itself_where_the_project_lets_it(api, known, mem0_away, settings, mem0):
     from cachewarm import summarise
 
-    summarise.summarise(ann().project, "ann")
+    summarise.summarise([Scope(ann().project, "ann")])
     settings.LOCAL_SEARCH = "degraded"
     projects.forget()
     assert meta(search(api, query="never asked before"))["layer"] == "L4"

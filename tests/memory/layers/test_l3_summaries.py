@@ -14,7 +14,7 @@ from memory.clock import Deadline
 from memory.layers import l3_rows
 from memory.layers.l1_vectors import CachedEmbedder
 from memory.layers.l3_summaries import Reading, Summary, SummaryLayer, embed, model
-from memory.models import Snapshot
+from memory.models import MemoryUser, Snapshot
 from memory.tenancy.projects import Policy, policy
 from memory.types import Entry, Memory, Query, Scope, Version
 
@@ -47,13 +47,18 @@ def save(layer: SummaryLayer, scope: Scope, version: Version, memories, *, compl
     vectors = embed(scope.project, [memory.text for memory in memories])
     reading = Reading(version.number, complete, memories, vectors, model(), l3_rows.fingerprint(memories))
     with transaction.atomic():
-        return layer.save(scope, reading, Summary(topics or {}, {}, [], {}, ""))
+        return bool(layer.save({scope: (reading, Summary(topics or {}, {}, [], {}, ""))}))
 
 
 def warm(layer: SummaryLayer, scope: Scope, *texts: str, **more) -> Version:
     version = move(scope)
     assert save(layer, scope, version, [fact(text, **more) for text in texts])
     return version
+
+
+def last_seen(scope: Scope, days: int) -> None:
+    seen = datetime.now(UTC) - timedelta(days=days)
+    MemoryUser.objects.create(project_id=scope.project, user_id=scope.user_id, active_at=seen)
 
 
 def texts(entry: Entry | None) -> list[str] | None:
@@ -328,15 +333,21 @@ def test_listing_and_owner_tell_what_is_known(layer, ann):
 
 
 def test_vectors_of_users_nobody_asks_about_are_dropped(layer, local, ann, ben):
-    from django.utils import timezone
-
-    from memory.models import MemoryUser
-
     version = warm(layer, ann, *FACTS)
-    MemoryUser.objects.create(project_id=ann.project, user_id="ann", active_at=timezone.now() - timedelta(days=365))
+    last_seen(ann, 60)
     assert layer.forget_inactive() == len(FACTS)
     assert layer.get(Query(ann, "pets"), version, local) is None
     assert len(layer.listing(ann, version)) == len(FACTS)
+
+
+def test_of_users_nobody_asks_about_for_long_nothing_is_kept_until_the_next_warm(layer, local, ann, ben):
+    version = warm(layer, ann, *FACTS)
+    warm(layer, ben, "I play badminton")
+    last_seen(ann, 365)
+    layer.forget_inactive()
+    assert layer.listing(ann, version) is None
+    assert [row.user_id for row in Snapshot.objects.all()] == ["ben"]
+    assert len(layer.listing(ann, warm(layer, ann, *FACTS))) == len(FACTS)
 
 
 def test_it_ranks_as_mem0_does(redis, layer, local, ann):

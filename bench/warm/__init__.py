@@ -1,0 +1,1 @@
+"""Warming at scale, beside a bare script that writes the same rows and entries: `make bench-warm`."""
