@@ -119,7 +119,8 @@ def _fill(
             filled[scope] += [(name, replace(entry, as_of=store_now)) for name, entry in searched]
     kept = stack.L2.fill({scope.pin: entries for scope, entries in filled.items()}, rules.generation, store_now)
     lives = {scope: [*held.get(scope, []), *kept[scope.pin]] for scope in wanted}
-    metrics.count("fills", sum(map(len, filled.values())), project=rules.id, layer="L2", outcome="stored")
+    stored = sum(life > 0 for each in kept.values() for life in each)
+    metrics.count("fills", stored, project=rules.id, layer="L2", outcome="stored")
     spent = int((clock.now() - began) * 1000)
     return {
         scope: (version.number, [query.fingerprint for query in queries], min(lives[scope]) - spent)

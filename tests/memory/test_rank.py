@@ -258,23 +258,7 @@ def test_a_ranking_is_the_same_each_time_and_in_whatever_order_rows_come():
 @pytest.mark.parametrize("most", [3, 60])
 def test_many_questions_are_ranked_as_each_alone_to_the_last_bit(most):
     draw = np.random.default_rng(7)
-    words = [
-        "the",
-        "cat",
-        "sits",
-        "on",
-        "a",
-        "mat",
-        "in",
-        "Huế",
-        "while",
-        "Ann",
-        "drinks",
-        "trà",
-        "xanh",
-        "and",
-        "reads",
-    ]
+    words = ["the", "cat", "sits", "on", "a", "mat", "in", "Huế", "Ann", "drinks", "trà", "xanh"]
     told = [" ".join(draw.choice(words, draw.integers(2, 9))) for _ in range(40)]
     kept = rows(*told, vectors=unit(*draw.standard_normal((40, 16)).tolist()))
     asked = [" ".join(draw.choice(words, draw.integers(1, 7))) + "?" for _ in range(30)]
