@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from functools import cached_property
 
 from django.core.validators import MinValueValidator
 from django.db import models
@@ -10,6 +11,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from memory.models import Project
+from memory.types import Scope
 
 REASONS = ("write", "manual", "api", "rebuild")
 RUN_STATES = ("due", "running", "completed", "unchanged", "superseded", "failed")
@@ -132,3 +134,8 @@ class WarmRun(models.Model):
 
     def __str__(self) -> str:
         return str(self.run_id)
+
+    @cached_property
+    def scope(self) -> Scope:
+        """Whom it warms."""
+        return Scope(self.project_id, self.user_id)

@@ -6,9 +6,11 @@ It exists to repair (PROTOCOL C5). Where a rebuild stands is in PostgreSQL; whoe
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -22,7 +24,7 @@ from django.db.models.functions import Now
 from cachewarm import chains, runs, steps, unchanged
 from cachewarm.models import RebuildRun, WarmRun
 from cachewarm.steps import Limits
-from memory import clock, identity, outbox, stack
+from memory import clock, db, identity, outbox, stack
 from memory.clock import Deadline
 from memory.errors import LayerUnavailable, OriginError
 from memory.layers.l3_summaries import model
@@ -60,13 +62,16 @@ class Pace:
         self._every = 1.0 / per_second
         self._wait = wait
         self._next = clock.now()
+        self._lock = threading.Lock()
 
     def __call__(self) -> None:
         """Wait for the next free moment."""
         now = clock.now()
-        if self._next > now:
-            self._wait(self._next - now)
-        self._next = max(self._next, now) + self._every
+        with self._lock:
+            mine = max(self._next, now)
+            self._next = mine + self._every
+        if mine > now:
+            self._wait(mine - now)
 
 
 class Known(NamedTuple):
@@ -89,7 +94,7 @@ class Work:
     """Users that it did something for."""
     renewed_at: float = field(default_factory=clock.now)
 
-    @cached_property
+    @property
     def limits(self) -> Limits:
         """What it may ask of Mem0."""
         return Limits(settings.WARM_UPSTREAM_BUDGET, self.call)
@@ -233,15 +238,36 @@ def _pages(work: Work) -> Iterator[RebuildRun]:
 def _users(users: Sequence[Known], work: Work) -> Iterator[RebuildRun]:
     warm = _warm(users, work)
     left = [user for user in users if work.run.full or user.pk not in warm]
-    for start in range(0, len(left), settings.REBUILD_BATCH_USERS):
-        if _renew(work):
-            return
-        batch = left[start : start + settings.REBUILD_BATCH_USERS]
-        _rebuild(batch, warm, work)
-        work.warmed += len(batch)
+    size = settings.REBUILD_BATCH_USERS
+    for outcomes in _side_by_side([left[start : start + size] for start in range(0, len(left), size)], warm, work):
+        _count(work.run, outcomes)
+        work.warmed += outcomes.total()
         yield work.run
+    if _renew(work):
+        return
     _pass(users, len(users) - len(left), work)
     yield work.run
+
+
+def _side_by_side(
+    batches: Iterable[Sequence[Known]], warm: Mapping[int, int], work: Work
+) -> Generator[Counter[str], None, None]:
+    """The outcomes of each batch: while one waits for Mem0 and the stores, another is ranked. Whoever asks for no more,
+    or for a stop, gets those that were begun."""
+    working: deque[Future[Counter[str]]] = deque()
+    with ThreadPoolExecutor(settings.REBUILD_THREADS, "rebuild") as pool:
+        try:
+            for batch in batches:
+                if _renew(work):
+                    break
+                working.append(pool.submit(_rebuild, batch, warm, work))
+                if len(working) >= settings.REBUILD_THREADS:
+                    yield working.popleft().result()
+            while working:
+                yield working.popleft().result()
+        finally:
+            for begun in working:
+                _count(work.run, begun.result())
 
 
 def _pass(users: Sequence[Known], spared: int, work: Work) -> None:
@@ -285,8 +311,9 @@ def _awake() -> QuerySet[MemoryUser]:
     return MemoryUser.objects.filter(active_at__gte=Now() - timedelta(days=settings.L3_ACTIVE_DAYS))
 
 
-def _rebuild(users: Sequence[Known], warm: Mapping[int, int], work: Work) -> None:
-    """Warm a batch. Of those who are warm already only Mem0 is asked, and they are unchanged if it has nothing new."""
+def _rebuild(users: Sequence[Known], warm: Mapping[int, int], work: Work) -> Counter[str]:
+    """Warm a batch: how many ended how. Of those who are warm already only Mem0 is asked, and they are unchanged if it
+    has nothing new."""
     claimed = runs.claim_each(work.run.pk, [user.pk for user in users])
     mine = {(run.project_id, run.user_id) for run in claimed}
     # Ended by the process before, which was killed before it counted.
@@ -301,8 +328,10 @@ def _rebuild(users: Sequence[Known], warm: Mapping[int, int], work: Work) -> Non
             "unchanged" if outcome == "L3" and alike else outcome for outcome, alike in zip(outcomes, same, strict=True)
         ]
 
-    outcomes = chains.run_here(claimed, work.limits, first)
-    _count(work.run, Counter([*outcomes, *("completed" for _ in ended)]))
+    try:
+        return Counter([*chains.run_here(claimed, work.limits, first), *("completed" for _ in ended)])
+    finally:
+        db.release()
 
 
 def _count(run: RebuildRun, outcomes: Counter[str]) -> None:

@@ -49,17 +49,17 @@ def summaries(batch: Sequence[WarmRun], allowed: Limits) -> Outcomes:
         log.info(
             "Updating favorite cache for user_id=%s", run.user_id, extra={"user_id": run.user_id, "reason": run.reason}
         )
-    found = summarise.summarise(list(map(_scope, batch)), allowed.pace)
+    found = summarise.summarise([run.scope for run in batch], allowed.pace)
     saved = []
     for run in batch:
-        outcome = found[_scope(run)]
+        outcome = found[run.scope]
         if isinstance(outcome, summarise.Outcome):
             run.version = outcome.version
             saved += [run] if outcome.saved else []
     runs.step_ended(saved, "L3")
     current = _current(saved)
     return [
-        one if isinstance(one := found[_scope(run)], Exception) else "L3" if run in current else "superseded"
+        one if isinstance(one := found[run.scope], Exception) else "L3" if run in current else "superseded"
         for run in batch
     ]
 
@@ -69,11 +69,11 @@ def results(batch: Sequence[WarmRun], allowed: Limits) -> Outcomes:
     current = _current(batch)
     for project, mine in _by_project(current):
         rules = policy_of(project)
-        asked = warmset.of_each(project, list(map(_scope, mine)))
+        asked = warmset.of_each(project, [run.scope for run in mine])
         vectors = _embed(project, [query for queries in asked.values() for query in queries])
         kept: dict[Scope, tuple[int, list[str], int]] = {}
         for start in range(0, len(mine), CHUNK):
-            chunk = {_scope(run): current[run] for run in mine[start : start + CHUNK]}
+            chunk = {run.scope: current[run] for run in mine[start : start + CHUNK]}
             wanted = {scope: (version, asked[scope]) for scope, version in chunk.items()}
             kept |= _fill(wanted, vectors, rules, allowed)
         unchanged.note(rules, kept)
@@ -85,7 +85,7 @@ def vectors(batch: Sequence[WarmRun]) -> Outcomes:
     """L2 → L1: renew the warm set's query vectors, make those that are missing."""
     current = _current(batch)
     for project, mine in _by_project(current):
-        asked = warmset.of_each(project, list(map(_scope, mine)))
+        asked = warmset.of_each(project, [run.scope for run in mine])
         _embed(project, [query for queries in asked.values() for query in queries])
     runs.step_ended(list(current), "L1")
     return ["L1" if run in current else "superseded" for run in batch]
@@ -119,7 +119,8 @@ def _fill(
             filled[scope] += [(name, replace(entry, as_of=store_now)) for name, entry in searched]
     kept = stack.L2.fill({scope.pin: entries for scope, entries in filled.items()}, rules.generation, store_now)
     lives = {scope: [*held.get(scope, []), *kept[scope.pin]] for scope in wanted}
-    metrics.count("fills", sum(map(len, filled.values())), project=rules.id, layer="L2", outcome="stored")
+    stored = sum(life > 0 for each in kept.values() for life in each)
+    metrics.count("fills", stored, project=rules.id, layer="L2", outcome="stored")
     spent = int((clock.now() - began) * 1000)
     return {
         scope: (version.number, [query.fingerprint for query in queries], min(lives[scope]) - spent)
@@ -161,15 +162,11 @@ def _embed(project_id: int, queries: Sequence[Query]) -> dict[str, Vectors]:
 
 def _current(batch: Sequence[WarmRun]) -> dict[WarmRun, Version]:
     """The runs at whose version PostgreSQL has none newer."""
-    stored = versions.stored_each([_scope(run).pin for run in batch]) if batch else {}
-    found = {run: stored[_scope(run).pin] for run in batch}
+    stored = versions.stored_each([run.scope.pin for run in batch]) if batch else {}
+    found = {run: stored[run.scope.pin] for run in batch}
     return {run: version for run, version in found.items() if version.number == run.version}
 
 
 def _by_project(batch: Mapping[WarmRun, Version]) -> Iterator[tuple[int, list[WarmRun]]]:
     for project in dict.fromkeys(run.project_id for run in batch):
         yield project, [run for run in batch if run.project_id == project]
-
-
-def _scope(run: WarmRun) -> Scope:
-    return Scope(run.project_id, run.user_id)

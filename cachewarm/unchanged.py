@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from django.conf import settings
@@ -19,7 +20,7 @@ from cachewarm import topics, warmset
 from memory import keys, stack, write
 from memory.tenancy.projects import Policy
 from memory.tenancy.projects import policy as policy_of
-from memory.types import Scope
+from memory.types import Ranking, Scope
 
 CHUNK = 128
 """Users of one round trip to L2: some 3,000 keys."""
@@ -144,5 +145,11 @@ def _names(rules: Policy, scope: Scope, fingerprints: Sequence[str]) -> list[str
 
 def _answers(rules: Policy, version: int, fingerprints: Sequence[str]) -> str:
     """32 hex characters that stand for which answers are meant."""
-    said = f"{rules.generation} {version} {' '.join(rules.served)} {' '.join(fingerprints)}"
-    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+    asked = _asked(rules.generation, rules.served, tuple(fingerprints))
+    return hashlib.blake2b(b"%d" % version, key=asked, digest_size=16).hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _asked(generation: int, rankings: tuple[Ranking, ...], fingerprints: tuple[str, ...]) -> bytes:
+    said = f"{generation} {' '.join(rankings)} {' '.join(fingerprints)}"
+    return hashlib.blake2b(said.encode(), digest_size=16).digest()

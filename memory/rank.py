@@ -381,8 +381,7 @@ def _with_words(questions: Sequence[str], cosines: NDArray[np.float32], rows: Ro
     apart, whatever the model, and by the share of the question's words that the rows hold."""
     written, bare = rows.stems
     asked = [_read(question) for question in questions]
-    known = [len(one.stripped & bare.known) / max(1, len(one.stripped)) for one in asked]
-    shares = np.array([WORD_WEIGHT * share if share >= KNOWN else 0 for share in known], dtype=np.float32)
+    shares = np.array([_word_weight(one.stripped, bare.known) for one in asked], dtype=np.float32)
     weigh = np.flatnonzero(shares)
     words = np.zeros_like(cosines)
     if len(weigh):
@@ -391,6 +390,12 @@ def _with_words(questions: Sequence[str], cosines: NDArray[np.float32], rows: Ro
     weight = (cosines.std(axis=1) * shares)[:, None]
     scores: NDArray[np.float32] = (cosines + weight * words) / (1 + 2 * weight)
     return scores
+
+
+def _word_weight(asked: KeysView[str], held: KeysView[str]) -> float:
+    """By the share of a question's words that the rows hold."""
+    share = sum([word in held for word in asked]) / max(1, len(asked))
+    return WORD_WEIGHT * share if share >= KNOWN else 0
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------

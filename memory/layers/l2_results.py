@@ -136,7 +136,8 @@ class ResultLayer:
     ) -> dict[Pin, list[int]]:
         """Keep entries by pin and fingerprint in one round trip, one command a pin; for each the milliseconds that it
         will live, 0 where it was refused. LayerUnavailable."""
-        lives = {pin: [_lifetime_ms(entry, store_now) for _, entry in entries] for pin, entries in filled.items()}
+        most = settings.L2_TTL_SECONDS * 1000
+        lives = {pin: [_life(entry, store_now, most) for _, entry in entries] for pin, entries in filled.items()}
         sent = [pin for pin in filled if any(lives[pin])]
         calls = []
         for pin in sent:
@@ -238,9 +239,9 @@ def _reading(slot: tuple[Pin, str], generation: int, also: tuple[str, ...]) -> P
     return redis_wire.packed(("MGET", *keys.search(pin, generation, fingerprint), *also), ("TIME",))
 
 
-def _lifetime_ms(entry: Entry, store_now: int) -> int:
-    """How long an entry will live, 0 for one about to expire."""
-    if not fillable(entry, store_now):
-        return 0
-    life = int(settings.L2_TTL_SECONDS * 1000 * random.uniform(1 - JITTER, 1))  # noqa: S311  (spread, not secrecy)
-    return min(life, (entry.valid_until - store_now) // 1000) if entry.valid_until else life
+def _life(entry: Entry, store_now: int, most: int) -> int:
+    """The milliseconds that an entry will live, 0 for one about to expire."""
+    life = int(most * (1 - JITTER * random.random()))  # noqa: S311  (spread, not secrecy)
+    if not entry.valid_until:
+        return life
+    return min(life, (entry.valid_until - store_now) // 1000) if fillable(entry, store_now) else 0

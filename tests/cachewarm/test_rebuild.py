@@ -21,11 +21,11 @@ from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from cachewarm import learned, rebuild, warmset
+from cachewarm import learned, rebuild, summarise, warmset
 from cachewarm.models import RebuildRun, Topic, WarmRun
-from memory import delivery, read, versions, write
+from memory import delivery, embedders, read, stack, versions, write
 from memory.clock import Deadline
-from memory.errors import OriginUnavailable
+from memory.errors import EmbedderError, OriginUnavailable
 from memory.models import MemoryUser, Snapshot
 from memory.tenancy import projects
 from memory.tenancy.projects import policy
@@ -297,6 +297,37 @@ def test_one_users_failure_is_counted_and_the_rest_go_on(mem0, project):
     assert (done.state, done.done, done.failed) == ("completed", 3, 1)
     assert MemoryUser.objects.get(user_id="ben").warm_failure == "origin_unavailable"
     assert Snapshot.objects.count() == 2
+
+
+def test_a_text_that_cannot_be_embedded_fails_its_user_alone(mem0, project, monkeypatch):
+    ann, ben, cy = know(project, "ann", "ben", "cy")
+    for scope, text in ((ann, "tea"), (ben, "coffee"), (cy, "unreadable")):
+        mem0.store(scope, text)
+    embedder = embedders.get()
+    real = type(embedder).embed
+
+    def embed(self, texts, action):
+        if "unreadable" in texts:
+            raise EmbedderError("no")
+        return real(self, texts, action)
+
+    monkeypatch.setattr(type(embedder), "embed", embed)
+    done = run()
+    assert (done.done, done.failed) == (3, 1)
+    assert MemoryUser.objects.get(warm_failure="embedder_error").user_id == "cy"
+    assert set(layers(ann)) == set(layers(ben)) == {"L2"}
+
+
+def test_users_with_more_memories_than_are_taken_in_hand_together_are_all_warmed(mem0, project, monkeypatch):
+    monkeypatch.setattr(summarise, "MOST_LISTED", 1)
+    scopes = know(project, "ann", "ben", "cy")
+    for scope in scopes:
+        mem0.store(scope, f"{scope.user_id} drinks tea")
+        mem0.store(scope, f"{scope.user_id} keeps cats")
+    assert run().failed == 0
+    for scope in scopes:
+        assert set(layers(scope)) == {"L2"}
+        assert len(stack.L3.listing(scope, versions.stored(scope.pin))) == 2
 
 
 def test_users_nobody_has_asked_about_for_long_are_left_asleep(mem0, project, settings):

@@ -255,6 +255,18 @@ def test_a_ranking_is_the_same_each_time_and_in_whatever_order_rows_come():
     assert [199 - index for index in indices(back)] == indices(first)
 
 
+@pytest.mark.parametrize("most", [3, 60])
+def test_many_questions_are_ranked_as_each_alone_to_the_last_bit(most):
+    draw = np.random.default_rng(7)
+    words = ["the", "cat", "sits", "on", "a", "mat", "in", "Huế", "Ann", "drinks", "trà", "xanh"]
+    told = [" ".join(draw.choice(words, draw.integers(2, 9))) for _ in range(40)]
+    kept = rows(*told, vectors=unit(*draw.standard_normal((40, 16)).tolist()))
+    asked = [" ".join(draw.choice(words, draw.integers(1, 7))) + "?" for _ in range(30)]
+    vectors = list(unit(*draw.standard_normal((30, 16)).tolist()))
+    together = rank.hybrid_each(asked, vectors, kept, [most] * 30, [0.1] * 30)
+    assert together == [rank.hybrid(*one, kept, most) for one in zip(asked, vectors, strict=True)]
+
+
 def test_scores_are_between_0_and_1():
     kept = rows("the cat", "the dog sat on the log", "bird", vectors=near(0.999, 0.2, 0.0))
     ranked = rank.hybrid("the cat", ALONG, kept, 10, threshold=0.0)

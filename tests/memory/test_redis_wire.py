@@ -33,6 +33,12 @@ def test_an_answer_larger_than_one_packet_is_whole(redis):
     assert ask(("GET", "a"), ("GET", "a")) == [b"x" * 1_000_000] * 2
 
 
+def test_a_script_that_cache_has_forgotten_is_told_it_again(redis):
+    for _ in range(2):
+        assert redis_wire.run("return ARGV[1] .. KEYS[1]", [(["a"], [b"1"]), (["b"], [b"2"])]) == [b"1a", b"2b"]
+        redis.script_flush()
+
+
 def test_a_refused_command_is_an_error(redis):
     redis.set("a", "text")
     with pytest.raises(redis_client.ResponseError):
