@@ -117,7 +117,8 @@ def _fill(
         if left := [query for query, entry in ranked if entry is None]:
             held[scope], searched = _search_each(scope, left, version, rules, allowed)
             filled[scope] += [(name, replace(entry, as_of=store_now)) for name, entry in searched]
-    kept = stack.L2.fill({scope.pin: entries for scope, entries in filled.items()}, rules.generation, store_now)
+    at_last = stack.L2.now() if held else store_now  # searches take their time
+    kept = stack.L2.fill({scope.pin: entries for scope, entries in filled.items()}, rules.generation, at_last)
     lives = {scope: [*held.get(scope, []), *kept[scope.pin]] for scope in wanted}
     stored = sum(life > 0 for each in kept.values() for life in each)
     metrics.count("fills", stored, project=rules.id, layer="L2", outcome="stored")
