@@ -147,7 +147,8 @@ class _Peer:
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         reply = requests.request(method, f"http://127.0.0.1:{self.port}{path}", json=body, timeout=300)
-        reply.raise_for_status()
+        if not reply.ok:
+            raise RuntimeError(f"{path} answered {reply.status_code}. Its log ends:\n{self.processes[-1].tail(40)}")
         return reply.json()
 
 
@@ -183,6 +184,7 @@ class AgentMemoryServer(_Peer):
         self._run("worker", programs / "agent-memory", "task-worker", **env)
         self._run("api", programs / "agent-memory", "api", "--host", "127.0.0.1", "--port", str(self.port), **env)
         self._wait_ready()
+        self._holds("nobody", 0)  # makes the index, which first writes side by side would race to make
 
     def give(self, user: str, facts: Sequence[str]) -> None:
         memories = [{"id": f"{user}-{n}", "text": fact, "user_id": user} for n, fact in enumerate(facts)]
