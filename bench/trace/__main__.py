@@ -96,7 +96,7 @@ def main() -> int:
     parser.add_argument("--embedders", nargs="+", choices=EMBEDDERS, default=list(EMBEDDERS))
     parser.add_argument("--users", type=int, default=50)
     parser.add_argument("--parts", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=20, help="that a part is played for")
+    parser.add_argument("--seconds", type=float, default=15, help="that a part is played for")
     parser.add_argument("--speed", type=float, default=4, help="how many times faster than it was; 1 is 3.4 a second")
     parser.add_argument("--seed", type=int, default=1)
     upstream.add_arguments(parser)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import Literal
+from itertools import accumulate, groupby, takewhile
+from typing import Any, Literal
 
 from bench import traffic
 from tests import data
@@ -17,6 +17,8 @@ SHARES: dict[Kind, float] = {"new": 0.60, "paraphrase": 0.20, "repeat": 0.20}
 """Of the searches."""
 WRITES = 0.05
 """Share of all requests."""
+STEP = 3.0
+"""Seconds of Mooncake's clock: what came between two of its ticks comes at any moment between them here."""
 ZIPF = 1.0
 """Exponent: the second user is half as busy as the first."""
 
@@ -60,7 +62,17 @@ class Writer:
         rows = trace["rows"]
         if seconds * 1000 > rows[-1][at]:
             raise ValueError(f"the arrivals end after {rows[-1][at] / 1000:.0f} s")
-        return [self._request(row[at] / 1000, self._owner(row[session])) for row in rows if row[at] < seconds * 1000]
+        steps = groupby(rows, key=lambda row: round(row[at] / 1000 / STEP) * STEP)
+        moments = [
+            (begin + offset, row[session])
+            for begin, step in takewhile(lambda one: one[0] < seconds, steps)
+            for row, offset in self._spread(list(step))
+        ]
+        return [self._request(moment, self._owner(whose)) for moment, whose in moments if moment < seconds]
+
+    def _spread(self, step: list[Any]) -> Iterator[tuple[Any, float]]:
+        """What came in one step, in its order, each with the seconds since the step began."""
+        return zip(step, sorted(self._draw.uniform(0, STEP) for _ in step), strict=True)
 
     def _owner(self, session: int) -> int:
         if session not in self._owners:

@@ -46,7 +46,7 @@ def _per_thousand(rows: Rows, name: str) -> str:
 
 
 def _ratio(rows: Rows, others: Rows, figure: str) -> float:
-    return statistics.median(float(own[figure]) / other[figure] for own, other in zip(rows, others, strict=True))
+    return statistics.median(float(own[figure]) / float(other[figure]) for own, other in zip(rows, others, strict=True))
 
 
 def _times(rows: Rows) -> str:
