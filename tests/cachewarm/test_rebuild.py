@@ -314,7 +314,7 @@ def test_a_text_that_cannot_be_embedded_fails_its_user_alone(mem0, project, monk
     monkeypatch.setattr(type(embedder), "embed", embed)
     done = run()
     assert (done.done, done.failed) == (3, 1)
-    assert MemoryUser.objects.get(warm_failure="embedder_error").user_id == "cy"
+    assert MemoryUser.objects.get(warm_failure="embedder_unavailable").user_id == "cy"
     assert set(layers(ann)) == set(layers(ben)) == {"L2"}
 
 
