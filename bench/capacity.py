@@ -64,15 +64,16 @@ def model(one: Constants, users: int, active: float, changed: float, memories: f
     rows = awake * (one.fixed + memories * one.memory) / 1e9
     # An answer shows at most ten memories.
     entries = awake * one.entries * min(10, memories) / min(10, one.memories) / 1e9
+    rebuild = awake * ((1 - changed) * one.unchanged + changed * one.warm * memories / one.memories)
     warming = awake * changed * one.warm_cpu * memories / one.memories / PERIOD_SECONDS
     return {
         "postgresql": rows,
         "valkey": entries,
-        "shards": math.ceil(rows / (1 - SPARE) / SHARD_GB),
+        "shards": math.ceil(max(rows / SHARD_GB, rebuild / PERIOD_SECONDS) / (1 - SPARE)),
         "first": awake * one.warm * memories / one.memories,
         "first_embedding": awake * memories * one.embed,
         "first_listing": awake / CALLS_PER_SECOND,
-        "rebuild": awake * ((1 - changed) * one.unchanged + changed * one.warm * memories / one.memories),
+        "rebuild": rebuild,
         "cores": (warming + awake * one.unchanged / PERIOD_SECONDS) / (1 - SPARE),
     }
 
@@ -113,12 +114,12 @@ def _time(seconds: float) -> str:
 
 ROWS = (
     ("PostgreSQL: rows, indexes, TOAST", "postgresql", _size),
-    (f"shards of {SHARD_GB} GB, half of it free", "shards", lambda shards: f"{shards:,.0f}"),
+    (f"shards: {SHARD_GB} GB, and one rebuild at a time, half full", "shards", lambda shards: f"{shards:,.0f}"),
     ("Valkey: the warm sets' answers", "valkey", _size),
-    ("first warm, one process", "first", _time),
+    ("first warm, were there one shard", "first", _time),
     ("… the texts embedded on one core", "first_embedding", _time),
     (f"… the listings, at {CALLS_PER_SECOND} a second", "first_listing", _time),
-    ("each rebuild after it, one process", "rebuild", _time),
+    ("each rebuild after it, were there one shard", "rebuild", _time),
     ("cores for rebuilds, half of them free", "cores", lambda cores: f"{cores:,.1f}"),
 )
 

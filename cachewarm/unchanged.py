@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.db import connection, transaction
@@ -20,7 +18,7 @@ from cachewarm import topics, warmset
 from memory import keys, stack, write
 from memory.tenancy.projects import Policy
 from memory.tenancy.projects import policy as policy_of
-from memory.types import Ranking, Scope
+from memory.types import Scope
 
 CHUNK = 128
 """Users of one round trip to L2: some 3,000 keys."""
@@ -45,8 +43,7 @@ WHERE u.project_id = %s AND u.user_id = n.user_id
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """A user whom PostgreSQL calls warm: with the fingerprints of the warm set, and whether the note about just these
     answers stands."""
 
@@ -97,7 +94,8 @@ def lasts(life: int) -> bool:
 def note(rules: Policy, kept: Mapping[Scope, tuple[int, Sequence[str], int]]) -> None:
     """For users at versions: the answers by fingerprint that all will be in L2 for so many milliseconds."""
     noted = sorted(
-        (scope.user_id or "", _answers(rules, version, prints), life) for scope, (version, prints, life) in kept.items()
+        (scope.user_id or "", _answers(version, _asked(rules, prints)), life)
+        for scope, (version, prints, life) in kept.items()
     )
     if noted:
         with transaction.atomic(), connection.cursor() as cursor:
@@ -112,10 +110,11 @@ def _count(row: Sequence[Any], counted: Mapping[str, Any] | None) -> int:
 def _answered(rules: Policy, rows: Sequence[Sequence[Any]]) -> dict[int, int]:
     """Those whose warm set's answers are all in L2."""
     general = [query.fingerprint for query in warmset.general(Scope(rules.id))]
+    common = _asked(rules, general)
     standing = []
     for key, project, user, version, *_, answers, learned in rows:
         prints = list(dict.fromkeys([*learned, *general])) if learned else general
-        noted = answers == _answers(rules, version, prints)
+        noted = answers == _answers(version, _asked(rules, prints) if learned else common)
         standing.append(Standing(key, Scope(project, user), version, prints, noted))
     there = _there(rules, [one for one in standing if one.noted])
     looked = _look(rules, [one for one in standing if not one.noted])
@@ -143,13 +142,12 @@ def _names(rules: Policy, scope: Scope, fingerprints: Sequence[str]) -> list[str
     return [keys.of_result(tag, each) for each in fingerprints]
 
 
-def _answers(rules: Policy, version: int, fingerprints: Sequence[str]) -> str:
-    """32 hex characters that stand for which answers are meant."""
-    asked = _asked(rules.generation, rules.served, tuple(fingerprints))
+def _answers(version: int, asked: bytes) -> str:
+    """32 hex characters that stand for the answers to these questions at this version."""
     return hashlib.blake2b(b"%d" % version, key=asked, digest_size=16).hexdigest()
 
 
-@lru_cache(maxsize=1024)
-def _asked(generation: int, rankings: tuple[Ranking, ...], fingerprints: tuple[str, ...]) -> bytes:
-    said = f"{generation} {' '.join(rankings)} {' '.join(fingerprints)}"
+def _asked(rules: Policy, fingerprints: Sequence[str]) -> bytes:
+    """16 bytes that stand for some questions, and for how their answers are ranked."""
+    said = f"{rules.generation} {' '.join(rules.served)} {' '.join(fingerprints)}"
     return hashlib.blake2b(said.encode(), digest_size=16).digest()

@@ -43,6 +43,8 @@ STEM = 5
 KNOWN = 1 / 3
 """Share of a question's words below which it is in another language than the rows, and words in common are chance; and
 from which on words that the rows write with accents only say that it was typed without."""
+FEW = 64
+"""Rows up to which one call for all questions is faster than one each."""
 READ_MOST = 2048
 """Questions whose words a process remembers: the topics' are asked about every user."""
 K1, B = 1.2, 0.75
@@ -336,9 +338,12 @@ def hybrid_each(
 
 
 def products(vectors: Sequence[Vectors] | Vectors, rows: Rows) -> NDArray[np.float32]:
-    """Of each vector with each row, shape (vectors, rows). One vector at a time: of all at once the last bits would
-    depend on how many they are, and BLAS would wake threads for it."""
+    """Of each vector with each row, shape (vectors, rows). Never BLAS for all at once: the last bits would depend on
+    how many they are, and it would wake threads for it."""
     found = np.empty((len(vectors), len(rows.texts)), dtype=np.float32)
+    if len(rows.texts) <= FEW:
+        np.einsum("qd,rd->qr", np.asarray(vectors, dtype=np.float32), rows.matrix, out=found)
+        return found
     for place, vector in enumerate(vectors):
         found[place] = rows.matrix @ np.asarray(vector, dtype=np.float32)
     return found

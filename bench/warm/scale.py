@@ -19,7 +19,7 @@ SETTINGS = {
     "PROACTIVE_CACHE_ENABLED": "false",
     "REBUILD_CALLS_PER_SECOND": "1000000",
 }
-STRETCHES, LEAST, MOST = 10, 100, 1000
+STRETCHES, LEAST, MOST = 10, 200, 1000
 """Of a rebuild: so many, of at least and at most so many users."""
 LIGHT = 5
 """Rebuilds that find nobody changed."""
@@ -50,9 +50,10 @@ def measured(users: int) -> dict[str, Any]:
         plain = bare.Bare(os.environ["DATABASE_URL"], os.environ["REDIS_URL"])
         plain.prepare()
         servers_of = (services.postgres.process.record.pid, services.cache.process.record.pid)
-        with worker.started(users) as rebuild:
+        size = min(MOST, max(LEAST, users // STRETCHES))
+        with worker.started(users, size) as rebuild:
             assert rebuild.ask("begin", full=True)
-            stretches = _stretches(users, rebuild, plain, project, servers_of)
+            stretches = _stretches(users, size, rebuild, plain, project, servers_of)
             rebuild.ask("work", until=users + 1)
             sizes = {schema: _sizes(schema, bare.TABLES) for schema in ("public", "bare")}
             light = []
@@ -83,8 +84,9 @@ def _populate(users: int) -> int:
     return int(project)
 
 
-def _stretches(users: int, rebuild: Any, plain: Any, project: int, servers_of: tuple[int, int]) -> list[dict[str, Any]]:
-    size = min(MOST, max(LEAST, users // STRETCHES))
+def _stretches(
+    users: int, size: int, rebuild: Any, plain: Any, project: int, servers_of: tuple[int, int]
+) -> list[dict[str, Any]]:
     done = []
     for start in range(0, users, size):
         names = [f"user-{number}" for number in range(start, min(start + size, users))]

@@ -31,13 +31,14 @@ class Worker:
 
 
 @contextmanager
-def started(users: int) -> Iterator[Worker]:
-    """A worker over a Mem0 of so many users."""
+def started(users: int, page: int) -> Iterator[Worker]:
+    """A worker over a Mem0 of so many users, of whom it looks at so many together: at the end of such a page nothing is
+    under way."""
     from multiprocessing import get_context
 
     spawned = get_context("spawn")
     ours, theirs = spawned.Pipe()
-    process = spawned.Process(target=_serve, args=(theirs, users))
+    process = spawned.Process(target=_serve, args=(theirs, users, page))
     process.start()
     try:
         yield Worker(ours, process)
@@ -46,15 +47,17 @@ def started(users: int) -> Iterator[Worker]:
         process.join(30)
 
 
-def _serve(pipe: Connection, users: int) -> None:
+def _serve(pipe: Connection, users: int, page: int) -> None:
     import django
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # a line of log a user
     django.setup()
     from bench.warm.doubles import Personas, Words
+    from cachewarm import rebuild
     from memory import embedders, stack
     from tests import data
 
+    rebuild.PAGE_USERS = page
     personas = data.load("msc-personas.json.gz")
     mem0, embedder = Personas(personas, users), Words()
     embedder.read(text for sentences in personas for text in sentences)
