@@ -17,7 +17,6 @@ from memsvc.embedded.home import Home
 from memsvc.embedded.services import Services
 
 CACHE_MB = 256
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
@@ -40,16 +39,3 @@ def servers(settings: Mapping[str, str], cache_mb: int = CACHE_MB) -> Iterator[S
         finally:
             home.stop_leftovers()
             home.remove()
-
-
-def cpu_seconds(*pids: int) -> float:
-    """Seconds of CPU that these processes and their children have used."""
-    total = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(folder.name) in pids or int(fields[1]) in pids:
-            total += int(fields[11]) + int(fields[12])
-    return total / TICKS

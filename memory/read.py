@@ -57,7 +57,7 @@ def trip(query: Query, policy: Policy, also: Sequence[str] = ()) -> Trip | None:
     return _lookup("L2", policy, lambda: stack.L2.fetch(query, policy.generation, also))
 
 
-def held(query: Query, policy: Policy, wish: Wish) -> Answer | None:
+def still_current(query: Query, policy: Policy, wish: Wish) -> Answer | None:
     """What L0 answers with nothing on its way to Mem0, its version read in a round trip that brings nothing else; None
     where it does not, and then nothing is counted."""
     kept = stack.L0.any(query, policy.generation) if policy.believed and wish.consistency != "fresh" else None

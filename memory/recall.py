@@ -84,7 +84,7 @@ def at_hand(
     """What `search` answers from what is stored, with nothing on its way to Mem0, waiting for nothing but CACHE; None
     where it would do more, and then nothing is counted."""
     if session_id is None:
-        quick = read.bounded(query, policy, wish) or read.held(query, policy, wish)
+        quick = read.bounded(query, policy, wish) or read.still_current(query, policy, wish)
         if quick is not None:
             return Recalled(quick, quick.entry.results)
     if not policy.believed:

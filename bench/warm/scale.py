@@ -9,7 +9,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from bench.services import cpu_seconds, servers
+from bench.measure import cpu
+from bench.services import servers
 
 SETTINGS = {
     "MEM0_USE_REST_API": "true",
@@ -90,12 +91,12 @@ def _stretches(
     done = []
     for start in range(0, users, size):
         names = [f"user-{number}" for number in range(start, min(start + size, users))]
-        before = cpu_seconds(*servers_of)
+        before = cpu(*servers_of)
         warm = rebuild.ask("work", until=start + len(names))
-        warm["servers_cpu"] = cpu_seconds(*servers_of) - before
-        before = cpu_seconds(*servers_of)
+        warm["servers_cpu"] = cpu(*servers_of) - before
+        before = cpu(*servers_of)
         bare = plain.write(names, _keys(project, names), warm["embedded"])
-        bare["servers_cpu"] = cpu_seconds(*servers_of) - before
+        bare["servers_cpu"] = cpu(*servers_of) - before
         done.append({"warm": warm, "bare": bare})
         print(".", end="", flush=True, file=sys.stderr)
     return done
@@ -148,11 +149,11 @@ def embedding(texts: int) -> dict[str, float]:
     said = [text for sentences in data.load("msc-personas.json.gz") for text in sentences][: texts + 1]
     embedder = local.make()
     embedder.embed(said[:1], "passage")
-    began, cpu = time.perf_counter(), time.process_time()
+    began, used = time.perf_counter(), time.process_time()
     embedder.embed(said[1:], "passage")
     return {
         "seconds": (time.perf_counter() - began) / texts,
-        "cpu": (time.process_time() - cpu) / texts,
+        "cpu": (time.process_time() - used) / texts,
         "texts": texts,
     }
 
