@@ -26,6 +26,7 @@ from typing import Any
 
 import requests
 
+from bench import measure
 from tests.live import Live, eventually
 
 BOUND = 1.3
@@ -69,6 +70,7 @@ def _measured(live: Live, chosen: argparse.Namespace) -> dict[str, Any]:
     for number in range(LIVE_USERS):
         live.call("POST", f"/api/v1/users/user-{number}/warm").raise_for_status()
     eventually(lambda: not live.rows("SELECT 1 FROM cachewarm_warmrun WHERE state IN ('due', 'running') LIMIT 1"), 300)
+    eventually(lambda: _idle(live), 300)
     _begin(live)
     live.pause("worker-rebuild")
     pairs = []
@@ -111,6 +113,14 @@ def _store(live: Live, users: int) -> None:
     unfinished = "SELECT count(*) FROM memory_job WHERE state <> 'completed'"
     eventually(lambda: live.rows(unfinished)[0][0] == 0, 1800)
     print(f"{users} users stored", flush=True)
+
+
+def _idle(live: Live) -> bool:
+    """Whether the storing has no aftermath left: all its workers together use less than a tenth of a processor."""
+    workers = [pid for name in ("worker-deliver", "worker-warm") for pid in live.records()[name].session(live.home)]
+    before, began = measure.cpu(*workers), time.monotonic()
+    time.sleep(2)
+    return measure.cpu(*workers) - before < 0.1 * (time.monotonic() - began)
 
 
 def _begin(live: Live) -> None:

@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 RESEND_SECONDS = 10
 """A due run handed to the broker is handed over again after this long; one message too many does no harm."""
-MOST_SENT = 1000
+MOST_SENT = 250
+"""Due runs handed over that nobody has come to yet: beyond them the workers are behind."""
 KEEP_DAYS = 7
 PURGE_ROWS = 5000
 
@@ -85,7 +86,9 @@ UPDATE cachewarm_warmrun SET sent_at = clock_timestamp() WHERE id IN (
     SELECT id FROM cachewarm_warmrun WHERE state = 'due' AND due_at <= clock_timestamp()
         AND (sent_at IS NULL OR sent_at < clock_timestamp() - %(resend)s * interval '1 second')
         AND (%(writes)s OR reason <> 'write')
-    ORDER BY due_at LIMIT %(most)s FOR UPDATE SKIP LOCKED)
+    ORDER BY due_at FOR UPDATE SKIP LOCKED LIMIT greatest(0, %(most)s - (
+        SELECT count(*) FROM cachewarm_warmrun WHERE state = 'due' AND due_at <= clock_timestamp()
+            AND sent_at >= clock_timestamp() - %(resend)s * interval '1 second')))
 RETURNING run_id
 """
 _FOR_REBUILD = """

@@ -11,7 +11,7 @@ from datetime import timedelta
 from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import connection, transaction
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Exists, F, Q
 from django.db.models.functions import Now
 
 from memory import db, delivery, identity, metrics, outbox, signals, write
@@ -24,7 +24,8 @@ TICK_SECONDS = 0.25
 TELL_EVERY_TICKS = 4
 SEEN_EVERY_TICKS = 8
 REWAKE_SECONDS = 10
-MOST_LANES = 2000
+MOST_WOKEN = 500
+"""Lanes woken that nobody has come to yet. Beyond them the workers are behind: more messages would make them later."""
 PURGE_ROWS = 5000
 
 _started: set[int] = set()
@@ -160,17 +161,16 @@ def _free_lanes_of_the_dead() -> None:
 
 
 def _wake_due_lanes() -> int:
-    due = Job.objects.filter(lane=OuterRef("pk")).filter(
-        Q(state__in=delivery.SENDABLE, next_attempt_at__lte=Now()) | Q(reconcile_at__lte=Now()),
-    )
-    idle = Lane.objects.filter(Q(lease_until__isnull=True) | Q(lease_until__lt=Now())).filter(
-        Q(woken_at__isnull=True) | Q(woken_at__lt=Now() - timedelta(seconds=REWAKE_SECONDS)),
-        Exists(due),
-    )
+    due = Lane.objects.filter(Q(lease_until__isnull=True) | Q(lease_until__lt=Now()), Exists(delivery.DUE))
+    lately = Q(woken_at__gte=Now() - timedelta(seconds=REWAKE_SECONDS))
+    room = MOST_WOKEN - due.filter(lately).count()
+    if room <= 0:
+        return 0
     from memory.tasks import deliver  # tasks stand above this module
 
     with transaction.atomic():
-        lanes = list(idle.select_for_update(skip_locked=True, of=("self",)).values_list("pk", flat=True)[:MOST_LANES])
+        idle = due.exclude(lately).select_for_update(skip_locked=True, of=("self",))
+        lanes = list(idle.order_by(F("woken_at").asc(nulls_first=True)).values_list("pk", flat=True)[:room])
         Lane.objects.filter(pk__in=lanes).update(woken_at=Now())
     for lane in lanes:
         outbox.send(deliver.si(lane))

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Q
+from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Now
 
 from memory import clock, identity
@@ -16,6 +16,10 @@ from memory.clock import Deadline
 from memory.models import Job, Lane
 
 SENDABLE = ("pending", "processing")
+DUE = Job.objects.filter(
+    Q(state__in=SENDABLE, next_attempt_at__lte=Now()) | Q(reconcile_at__lte=Now()), lane=OuterRef("pk")
+)
+"""What of a lane can be worked on now, an earlier job that waits left out of account."""
 
 
 class LaneLost(Exception):
@@ -32,6 +36,11 @@ class Hold:
 
     lane: int
     fence: int
+
+
+def has_work(lane_id: int) -> bool:
+    """Whether there may be something to do: most messages of a backlog come after the work was done."""
+    return Lane.objects.filter(Exists(DUE), pk=lane_id).exists()
 
 
 def claim(lane_id: int) -> Hold | None:

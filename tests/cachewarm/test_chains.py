@@ -354,6 +354,15 @@ def test_what_the_broker_lost_is_handed_over_once_in_a_while(mem0, ann):
     assert chains.sweep() == 1
 
 
+def test_while_the_workers_are_behind_no_more_is_handed_over(mem0, ann, monkeypatch):
+    monkeypatch.setattr(runs, "MOST_SENT", 2)
+    for user in ("Ann", "Bea", "Cem"):
+        runs.request(ann.project, user, "manual")
+    assert [chains.sweep(), chains.sweep()] == [2, 0]
+    WarmRun.objects.filter(pk=WarmRun.objects.exclude(sent_at=None)[0].pk).delete()
+    assert chains.sweep() == 1
+
+
 def test_a_warm_that_cannot_be_noted_does_not_fail_the_write(mem0, ann):
     with connection.cursor() as cursor:
         cursor.execute("ALTER TABLE cachewarm_warmrun RENAME TO away")

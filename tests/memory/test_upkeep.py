@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from django.db.models.functions import Now
 
-from memory import identity, metrics, outbox, upkeep, write
+from memory import delivery, identity, metrics, outbox, upkeep, write
 from memory.models import Heartbeat, IdempotencyRecord, Job, Lane
 from memory.tenancy.projects import policy
 from memory.write import Write
@@ -48,6 +49,24 @@ def test_a_lane_just_woken_is_not_woken_again(mem0, redis, ann, sent):
     Lane.objects.filter(pk=job.lane_id).update(woken_at=Now() - timedelta(seconds=11))
     swept()
     assert sent == [job.lane_id]
+
+
+def test_a_backlog_is_not_told_of_again_and_again(mem0, redis, ann, sent, monkeypatch):
+    monkeypatch.setattr(upkeep, "MOST_WOKEN", 2)
+    for name in ("Ann", "Bea", "Cem"):
+        accept(replace(ann, user_id=name))
+    sent.clear()
+    assert [swept(), swept()] == [2, 0]
+    assert delivery.deliver(sent[0]) == "done 1"
+    assert swept() == 1
+    assert len(set(sent)) == 3
+
+
+def test_a_message_too_many_is_one_question_to_postgresql(mem0, redis, ann, sent, django_assert_num_queries):
+    job = accept(ann)
+    delivery.deliver(job.lane_id)
+    with django_assert_num_queries(1):
+        assert delivery.deliver(job.lane_id) == "done 0"
 
 
 def test_what_is_not_due_is_left_alone(mem0, redis, ann, sent):

@@ -234,6 +234,14 @@ def test_what_dies_is_started_again(one, name):
     eventually(lambda: stores(one, f"after-{name}"))
 
 
+def test_the_rebuilds_worker_gives_way_to_everything_else(one):
+    worker = one.records()["worker-rebuild"].pid
+    assert os.getpriority(os.PRIO_PROCESS, worker) == 19
+    weighed = Path(f"/proc/{worker}/autogroup")  # where it is, niceness counts within a session alone
+    if weighed.exists() and (said := weighed.read_text()):
+        assert said.split()[-1] == "19"
+
+
 def test_a_web_process_that_dies_is_replaced_while_the_other_answers(one):
     web = one.records()["web"]
     before = of_session(web.pid)
