@@ -11,7 +11,7 @@ from datetime import timedelta
 from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import connection, transaction
-from django.db.models import Exists, F, Q
+from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from memory import db, delivery, identity, metrics, outbox, signals, write
@@ -161,7 +161,7 @@ def _free_lanes_of_the_dead() -> None:
 
 
 def _wake_due_lanes() -> int:
-    due = Lane.objects.filter(Q(lease_until__isnull=True) | Q(lease_until__lt=Now()), Exists(delivery.DUE))
+    due = delivery.with_work().filter(Q(lease_until__isnull=True) | Q(lease_until__lt=Now()))
     lately = Q(woken_at__gte=Now() - timedelta(seconds=REWAKE_SECONDS))
     room = MOST_WOKEN - due.filter(lately).count()
     if room <= 0:

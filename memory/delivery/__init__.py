@@ -8,7 +8,7 @@ it is sent · `deletes` what a delete by user, agent or run waits for and whom i
 
 from memory.delivery.completion import complete_overdue
 from memory.delivery.erasing import complete_erasures
-from memory.delivery.lanes import DUE, SENDABLE
+from memory.delivery.lanes import SENDABLE, with_work
 from memory.delivery.work import deliver
 
-__all__ = ["DUE", "SENDABLE", "complete_erasures", "complete_overdue", "deliver"]
+__all__ = ["SENDABLE", "complete_erasures", "complete_overdue", "deliver", "with_work"]

@@ -8,18 +8,21 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Exists, F, OuterRef, Q
+from django.db.models import Exists, F, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Now
+from django.db.models.lookups import LessThanOrEqual
 
 from memory import clock, identity
 from memory.clock import Deadline
 from memory.models import Job, Lane
+from memory.write import ERASE
 
 SENDABLE = ("pending", "processing")
-DUE = Job.objects.filter(
-    Q(state__in=SENDABLE, next_attempt_at__lte=Now()) | Q(reconcile_at__lte=Now()), lane=OuterRef("pk")
-)
-"""What of a lane can be worked on now, an earlier job that waits left out of account."""
+LOOK_DUE = Q(state__in=("stored", "completed", "failed"), reconcile_at__lte=Now()) & ~Q(kind=ERASE, state="stored")
+"""Jobs whose second copies are to be looked for now."""
+_DUE = Job.objects.filter(Q(state__in=SENDABLE, next_attempt_at__lte=Now()) | LOOK_DUE, lane=OuterRef("pk"))
+_FIRST = Job.objects.filter(lane=OuterRef("pk"), state__in=SENDABLE).order_by("number").values("next_attempt_at")[:1]
+_LOOK = Job.objects.filter(LOOK_DUE, lane=OuterRef("pk"))
 
 
 class LaneLost(Exception):
@@ -38,9 +41,16 @@ class Hold:
     fence: int
 
 
+def with_work() -> QuerySet[Lane]:
+    """The lanes that something can be done for now: a job that is due waits for an earlier one that is not
+    (PROTOCOL A3)."""
+    can_be_sent = LessThanOrEqual(Subquery(_FIRST), Now())
+    return Lane.objects.filter(Exists(_DUE)).filter(can_be_sent | Exists(_LOOK))  # the first finds few, by an index
+
+
 def has_work(lane_id: int) -> bool:
-    """Whether there may be something to do: most messages of a backlog come after the work was done."""
-    return Lane.objects.filter(Exists(DUE), pk=lane_id).exists()
+    """Whether this lane is among them: most messages of a backlog come after the work was done."""
+    return with_work().filter(pk=lane_id).exists()
 
 
 def claim(lane_id: int) -> Hold | None:

@@ -22,8 +22,7 @@ from memory.types import Memory
 
 def due(hold: Hold) -> None:
     """Look again for what of the lane is due."""
-    jobs = Job.objects.filter(lane_id=hold.lane, reconcile_at__lte=Now(), state__in=("stored", "completed", "failed"))
-    jobs = jobs.exclude(kind=write.ERASE, state="stored")
+    jobs = Job.objects.filter(lanes.LOOK_DUE, lane_id=hold.lane)
     for job in jobs.order_by("number")[: settings.LANE_SLICE_JOBS]:
         look = erasing.look_again if job.kind == write.ERASE else _reconcile
         look(job, hold)

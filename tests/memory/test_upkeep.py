@@ -69,6 +69,16 @@ def test_a_message_too_many_is_one_question_to_postgresql(mem0, redis, ann, sent
         assert delivery.deliver(job.lane_id) == "done 0"
 
 
+def test_a_write_that_waits_for_an_earlier_one_wakes_nobody(mem0, redis, ann, sent):
+    first, second = accept(ann), accept(ann)
+    Job.objects.filter(pk=first.pk).update(next_attempt_at=Now() + timedelta(minutes=1))
+    assert swept() == 0
+    assert delivery.deliver(second.lane_id) == "done 0"
+    Job.objects.filter(pk=first.pk).update(next_attempt_at=Now())
+    assert swept() == 1
+    assert delivery.deliver(second.lane_id) == "done 2"
+
+
 def test_what_is_not_due_is_left_alone(mem0, redis, ann, sent):
     accept(ann)
     sent.clear()
