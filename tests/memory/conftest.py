@@ -1,10 +1,17 @@
-"""The real Mem0 in this process, for whoever needs it."""
+"""The real Mem0 in this process, for whoever needs it, and time enough for everyone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def patient(settings: Any) -> None:
+    """A search waits for both memories however busy the machine is; who tests lateness sets a budget."""
+    settings.STM_BUDGET_MS = 60_000
 
 
 @pytest.fixture(scope="session")

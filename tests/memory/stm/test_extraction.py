@@ -33,7 +33,7 @@ def facts(body: dict[str, Any]) -> tuple[int, str]:
 @pytest.fixture
 def llm(settings, monkeypatch, ann):
     """Mem0 in process, set to an LLM; it holds nothing of Ann."""
-    settings.EMBEDDER, settings.STM_BUDGET_MS = "local", 60_000
+    settings.EMBEDDER = "local"
     with chat() as served:
         served.answer = facts
         settings.OPENAI_BASE_URL = served.url

@@ -156,7 +156,7 @@ def test_vietnamese_is_found_with_accents_or_without(mem0, ann, say, question):
 
 
 def test_vectors_find_what_shares_no_word(mem0, ann, say, settings):
-    settings.EMBEDDER, settings.STM_BUDGET_MS = "local", 60_000
+    settings.EMBEDDER = "local"
     nearness.warm(["the model is loaded"], ann.project)
     say("My puppy is called Rex", "The train leaves at nine", "We painted the kitchen green")
     assert texts(ann, "dog's name")[0] == "My puppy is called Rex"
@@ -164,7 +164,7 @@ def test_vectors_find_what_shares_no_word(mem0, ann, say, settings):
 
 def test_a_session_without_vectors_yet_is_searched_by_its_words(mem0, ann, say, settings):
     """No search makes more than a few vectors: with hundreds of new messages it would not answer in time."""
-    settings.EMBEDDER, settings.STM_BUDGET_MS = "local", 60_000
+    settings.EMBEDDER = "local"
     nearness.warm(["the model is loaded"], ann.project)
     say("my locker number is 4711", *[f"small talk {n}" for n in range(60)])
     metrics.drain()
@@ -200,7 +200,8 @@ def test_without_redis_both_memories_answer(mem0, ann, say, dead_redis):
     assert sorted(texts(ann)) == ["drink milk", "drink tea"]
 
 
-def test_a_late_mem0_is_not_waited_for_where_the_session_answers_and_the_answer_says_so(mem0, ann, say):
+def test_a_late_mem0_is_not_waited_for_where_the_session_answers_and_the_answer_says_so(mem0, ann, say, settings):
+    settings.STM_BUDGET_MS = 300
     say("I drink tea")
     mem0.stall = threading.Event()
     found = ask(ann)
