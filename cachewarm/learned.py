@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ GROUP BY e.project_id, e.user_id
 _BEST = """
 SELECT u.project_id, u.user_id, q.query::text FROM unnest(%s::bigint[], %s::text[]) AS u (project_id, user_id)
 JOIN LATERAL (SELECT query, weight FROM cachewarm_learnedquery l
-    WHERE l.project_id = u.project_id AND l.user_id = u.user_id ORDER BY weight DESC LIMIT %s) q ON true
+    WHERE l.project_id = u.project_id AND l.user_id = u.user_id
+        AND l.weight > extract(epoch FROM now()) / %s + %s
+    ORDER BY weight DESC LIMIT %s) q ON true
 ORDER BY u.project_id, u.user_id, q.weight DESC
 """
 _TRIM = """
@@ -100,16 +103,22 @@ def save() -> None:
         )
 
 
-def of_each(scopes: Sequence[Scope]) -> dict[Scope, list[Query]]:
-    """Users' questions most worth keeping warm, best first, at most WARM_SET_QUERIES each; none of who has none."""
+def of_each(scopes: Sequence[Scope], most: int, worth: float = 0) -> dict[Scope, list[Query]]:
+    """Users' questions most worth keeping warm, best first, so many each at most, of those worth more than so many uses
+    of today; none of who has none."""
     found: dict[Scope, list[Query]] = {}
     with connection.cursor() as cursor:
         projects, users = [scope.project for scope in scopes], [scope.user_id for scope in scopes]
-        cursor.execute(_BEST, (projects, users, settings.WARM_SET_QUERIES))
+        cursor.execute(_BEST, (projects, users, HALF_LIFE_SECONDS, doublings(worth), most))
         for project, user, kept in cursor.fetchall():
             scope = Scope(project, user)
             found.setdefault(scope, []).append(_query(scope, orjson.loads(kept)))
     return found
+
+
+def doublings(worth: float) -> float:
+    """By how much a weight must be above today's to be worth more than so many uses."""
+    return math.log2(worth) if worth else -math.inf
 
 
 def forget_user(project_id: int, user_id: str) -> tuple[int, list[str]]:

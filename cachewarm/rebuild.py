@@ -285,10 +285,14 @@ def _pass(users: Sequence[Known], spared: int, work: Work) -> None:
 
 def _warm(users: Sequence[Known], work: Work) -> Mapping[int, int]:
     """Those who are warm as far as can be told without a listing, with their versions; nobody while CACHE is away."""
+    warm: dict[int, int] = {}
     try:
-        return unchanged.among([user.pk for user in users], work.made_by, None if work.run.full else work.run.totals)
+        for project in {user.project_id for user in users}:
+            mine = [user.pk for user in users if user.project_id == project]
+            warm |= unchanged.among(project, mine, work.made_by, None if work.run.full else work.run.totals)
     except LayerUnavailable:
         return {}
+    return warm
 
 
 def _page(run: RebuildRun) -> list[Known]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from django.conf import settings
 from django.db import connection, transaction
 
-from cachewarm import topics, warmset
+from cachewarm import learned, topics, warmset
 from memory import keys, stack, write
 from memory.tenancy.projects import Policy
 from memory.tenancy.projects import policy as policy_of
@@ -25,15 +25,17 @@ CHUNK = 128
 
 # Warm by all that PostgreSQL knows: the last warm ended well, at the version that is current, and so did the summaries.
 _STANDING = """
-SELECT u.id, u.project_id, u.user_id, u.warmed_version, s.embedder, s.topics_digest,
+SELECT u.id, u.user_id, u.warmed_version, s.embedder, s.topics_digest,
     coalesce((s.counts->>'memories')::bigint, 0) + coalesce((s.counts->>'expired')::bigint, 0),
     CASE WHEN u.answers_until > now() + %(period)s * interval '1 second' THEN u.answers ELSE '' END,
     array(SELECT q.fingerprint FROM cachewarm_learnedquery q
-        WHERE q.project_id = u.project_id AND q.user_id = u.user_id ORDER BY q.weight DESC LIMIT %(queries)s)
+        WHERE q.project_id = u.project_id AND q.user_id = u.user_id
+        AND q.weight > extract(epoch FROM now()) / %(half_life)s + %(doublings)s
+        ORDER BY q.weight DESC LIMIT %(most)s)
 FROM memory_memoryuser u
 LEFT JOIN memory_pinversion v ON v.project_id = u.project_id AND v.kind = 'user' AND v.pin_id = u.user_id
 JOIN memory_snapshot s ON s.project_id = u.project_id AND s.user_id = u.user_id
-WHERE u.id = ANY(%(users)s) AND u.warmed_at IS NOT NULL AND u.warm_failure = ''
+WHERE u.project_id = %(project)s AND u.id = ANY(%(users)s) AND u.warmed_at IS NOT NULL AND u.warm_failure = ''
     AND u.warmed_version = coalesce(v.version, 0) AND s.summary_version = u.warmed_version
 """
 _NOTE = """
@@ -54,25 +56,29 @@ class Standing(NamedTuple):
     noted: bool
 
 
-def among(users: Collection[int], made_by: str, totals: Mapping[str, Mapping[str, Any]] | None) -> dict[int, int]:
-    """Of users by their keys, those that every layer is warm for until after the next rebuild, with their versions;
-    `made_by` is what makes vectors now, `totals` how many memories Mem0 counts for each user by project (None: not
-    asked). LayerUnavailable."""
+def among(
+    project: int, users: Collection[int], made_by: str, totals: Mapping[str, Mapping[str, Any]] | None
+) -> dict[int, int]:
+    """Of a project's users by their keys, those that every layer is warm for until after the next rebuild, with their
+    versions; `made_by` is what makes vectors now, `totals` how many memories Mem0 counts for each user by project
+    (None: not asked). LayerUnavailable."""
+    rules = policy_of(project)
+    kept = warmset.rule(rules, Scope(project))
     values: dict[str, Any] = {
+        "project": project,
         "users": list(users),
-        "queries": settings.WARM_SET_QUERIES,
+        "most": kept.most,
+        "half_life": learned.HALF_LIFE_SECONDS,
+        "doublings": learned.doublings(kept.worth),
         "period": settings.REBUILD_PERIOD_SECONDS,
     }
     with connection.cursor() as cursor:
         cursor.execute(_STANDING, values)
         rows = cursor.fetchall()
-    warm: dict[int, int] = {}
-    for project in {row[1] for row in rows}:
-        digest = topics.digest(topics.of(project))
-        counted = None if totals is None else totals.get(str(project), {})
-        standing = [row for row in rows if row[1] == project and row[4:7] == (made_by, digest, _count(row, counted))]
-        warm |= _answered(policy_of(project), standing)
-    return warm
+    digest = topics.digest(topics.of(project))
+    counted = None if totals is None else totals.get(str(project), {})
+    standing = [row for row in rows if row[3:6] == (made_by, digest, _count(row, counted))]
+    return _answered(rules, standing, [query.fingerprint for query in kept.common])
 
 
 def lives(rules: Policy, wanted: Sequence[tuple[Scope, int, Sequence[str]]]) -> list[list[int]]:
@@ -104,21 +110,21 @@ def note(rules: Policy, kept: Mapping[Scope, tuple[int, Sequence[str], int]]) ->
 
 
 def _count(row: Sequence[Any], counted: Mapping[str, Any] | None) -> int:
-    return int(row[6] if counted is None else counted.get(row[2], 0))
+    return int(row[5] if counted is None else counted.get(row[1], 0))
 
 
-def _answered(rules: Policy, rows: Sequence[Sequence[Any]]) -> dict[int, int]:
-    """Those whose warm set's answers are all in L2."""
-    general = [query.fingerprint for query in warmset.general(Scope(rules.id))]
+def _answered(rules: Policy, rows: Sequence[Sequence[Any]], general: Sequence[str]) -> dict[int, int]:
+    """Those whose warm set's answers are all in L2; `general` are the ones for everybody."""
     common = _asked(rules, general)
     standing = []
-    for key, project, user, version, *_, answers, learned in rows:
-        prints = list(dict.fromkeys([*learned, *general])) if learned else general
-        noted = answers == _answers(version, _asked(rules, prints) if learned else common)
-        standing.append(Standing(key, Scope(project, user), version, prints, noted))
-    there = _there(rules, [one for one in standing if one.noted])
-    looked = _look(rules, [one for one in standing if not one.noted])
-    return {one.key: one.version for one in (*there, *looked)}
+    for key, user, version, *_, answers, own in rows:
+        prints = list(dict.fromkeys([*own, *general])) if own else general
+        noted = answers == _answers(version, _asked(rules, prints) if own else common)
+        standing.append(Standing(key, Scope(rules.id, user), version, prints, noted))
+    nothing = [one for one in standing if not one.fingerprints]
+    there = _there(rules, [one for one in standing if one.noted and one.fingerprints])
+    looked = _look(rules, [one for one in standing if not one.noted and one.fingerprints])
+    return {one.key: one.version for one in (*nothing, *there, *looked)}
 
 
 def _there(rules: Policy, noted: Sequence[Standing]) -> list[Standing]:
@@ -131,8 +137,8 @@ def _there(rules: Policy, noted: Sequence[Standing]) -> list[Standing]:
 
 def _look(rules: Policy, standing: Sequence[Standing]) -> list[Standing]:
     found = lives(rules, [(one.scope, one.version, one.fingerprints) for one in standing])
-    least = [min(each, default=0) for each in found]
-    good = [(one, life) for one, life in zip(standing, least, strict=True) if lasts(life) or not one.fingerprints]
+    least = [min(each) for each in found]
+    good = [(one, life) for one, life in zip(standing, least, strict=True) if lasts(life)]
     note(rules, {one.scope: (one.version, one.fingerprints, life) for one, life in good})
     return [one for one, _ in good]
 

@@ -172,8 +172,8 @@ WARM_MAX_WAIT_SECONDS = env.seconds("WARM_MAX_WAIT_SECONDS", 5)
 WARM_LEASE_SECONDS = env.seconds("WARM_LEASE_SECONDS", 300, least=1)
 WARM_ATTEMPTS = env.integer("WARM_ATTEMPTS", 5, least=1)
 WARM_SET_QUERIES = env.integer("WARM_SET_QUERIES", 20)
-# Upstream searches one warm may make where local search does not answer: the topics ask 22 (PROTOCOL C3).
-WARM_UPSTREAM_BUDGET = env.integer("WARM_UPSTREAM_BUDGET", 32)
+# Upstream searches one warm may make where local search does not answer: each saves one later at most (PROTOCOL C3).
+WARM_UPSTREAM_BUDGET = env.integer("WARM_UPSTREAM_BUDGET", 4)
 REBUILD_PERIOD_SECONDS = env.integer("REBUILD_PERIOD_SECONDS", 1800, least=1)
 REBUILD_BATCH_USERS = env.integer("REBUILD_BATCH_USERS", 100, least=1)
 REBUILD_CALLS_PER_SECOND = env.integer("REBUILD_CALLS_PER_SECOND", 50, least=1)

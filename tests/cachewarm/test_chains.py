@@ -114,21 +114,52 @@ def test_its_lines_in_the_log_say_who_and_how_it_ended(mem0, ann, few_topics, ca
     assert "tea" not in caplog.text
 
 
-def test_without_local_search_the_warm_set_is_searched_within_the_budget(mem0, ann, settings):
+def come_again(scope, *questions: str) -> None:
+    """They are asked, and after a write asked again."""
+    for _ in range(2):
+        for question in questions:
+            learned.note(Query(scope, question))
+        learned.save()
+
+
+def test_without_local_search_what_comes_again_is_searched_within_the_budget(mem0, ann, settings):
     settings.LOCAL_SEARCH = "off"
     settings.WARM_UPSTREAM_BUDGET = 3
+    come_again(ann, "one?", "two?", "three?", "four?")
     add(ann, "tea")
     mem0.calls.clear()
     work(the_run())
     assert mem0.calls.count("search") == 3
-    questions = [query.text for query in warmset.of(ann)]
-    assert [ask(ann, question).layer for question in questions[:4]] == ["L2", "L2", "L2", "L4"]
+    layers = [ask(ann, question).layer for question in ("one?", "two?", "three?", "four?")]
+    assert sorted(layers) == ["L2", "L2", "L2", "L4"]
+
+
+@pytest.mark.parametrize("local_search", ["off", "degraded"])
+def test_without_local_search_nothing_is_searched_that_nobody_comes_back_to(mem0, ann, settings, local_search):
+    """Such a search may cost money, and saves one at most: neither topics' questions nor those asked once."""
+    settings.LOCAL_SEARCH = local_search
+    learned.note(Query(ann, "once?"))
+    learned.save()
+    add(ann, "tea")
+    mem0.calls.clear()
+    assert work(the_run())[-1] == "completed"
+    assert "search" not in mem0.calls
+
+
+def test_without_local_search_what_is_not_asked_any_more_is_not_kept_warm(ann, settings):
+    settings.LOCAL_SEARCH = "off"
+    come_again(ann, "tea?")
+    assert [query.text for query in warmset.of(ann)] == ["tea?"]
+    LearnedQuery.objects.update(weight=F("weight") - 1)  # a week
+    assert warmset.of(ann) == []
 
 
 def test_an_answer_that_is_warm_already_is_not_searched_again(mem0, ann, settings, few_topics):
     settings.LOCAL_SEARCH = "off"
+    come_again(ann, "tea?")
     add(ann, "tea")
     work(the_run())
+    assert "search" in mem0.calls
     mem0.calls.clear()
     again = runs.request(ann.project, "ann", "manual")
     assert work(the_run(run_id=again.run_id))[-1] == "completed"
@@ -416,13 +447,13 @@ def test_a_question_that_was_asked_is_warm_after_the_next_write(mem0, ann, few_t
     assert ask(ann, "What do I drink in the morning?", top_k=3).layer == "L2"
 
 
-def test_a_learned_question_keeps_its_scope_and_conditions(ann):
+def test_a_learned_question_keeps_its_scope_and_conditions(ann, settings):
     asked = Query(
         Scope(ann.project, "ann", "agent", "run"), "tea?", top_k=3, threshold=0.5, filters='{"a":1}', show_expired=True
     )
     learned.note(asked)
     learned.save()
-    assert learned.of_each([ann])[ann] == [asked]
+    assert learned.of_each([ann], settings.WARM_SET_QUERIES)[ann] == [asked]
 
 
 def test_what_is_asked_often_outweighs_what_was_asked_once(ann, settings):
@@ -430,17 +461,17 @@ def test_what_is_asked_often_outweighs_what_was_asked_once(ann, settings):
     for question in ("often", "once", "often", "twice", "often", "twice"):
         learned.note(Query(ann, question))
         learned.save()
-    assert [query.text for query in learned.of_each([ann])[ann]] == ["often", "twice"]
+    assert [query.text for query in learned.of_each([ann], settings.WARM_SET_QUERIES)[ann]] == ["often", "twice"]
 
 
-def test_what_was_asked_a_month_ago_gives_way_to_what_is_asked_now(ann):
+def test_what_was_asked_a_month_ago_gives_way_to_what_is_asked_now(ann, settings):
     learned.note(Query(ann, "old"))
     learned.note(Query(ann, "old"))
     learned.save()
     LearnedQuery.objects.update(weight=F("weight") - 30 / 7)
     learned.note(Query(ann, "new"))
     learned.save()
-    assert [query.text for query in learned.of_each([ann])[ann]] == ["new", "old"]
+    assert [query.text for query in learned.of_each([ann], settings.WARM_SET_QUERIES)[ann]] == ["new", "old"]
 
 
 def test_a_user_keeps_few_questions_however_many_are_asked(ann, settings):
@@ -449,7 +480,7 @@ def test_a_user_keeps_few_questions_however_many_are_asked(ann, settings):
         learned.note(Query(ann, f"question {number}"))
     learned.save()
     assert LearnedQuery.objects.count() == 6
-    assert len(learned.of_each([ann])[ann]) == 3
+    assert len(learned.of_each([ann], settings.WARM_SET_QUERIES)[ann]) == 3
 
 
 def test_warm_sets_are_the_users_own(ann, ben, few_topics):

@@ -257,6 +257,22 @@ def test_over_rest_too_whoever_is_no_longer_warm_is_warmed(mem0, project, settin
     assert set(layers(ann)) == {"L2"}
 
 
+def test_without_local_search_who_comes_back_to_nothing_is_left_alone_with_an_empty_redis_too(
+    mem0, project, settings, redis
+):
+    settings.LOCAL_SEARCH = "degraded"
+    settings.REBUILD_FULL_EVERY = 8
+    ann, _ = know(project, "ann", "ben")
+    run()
+    redis.flushall()
+    mem0.calls.clear()
+    assert lightly().unchanged == 2
+    for _ in range(2):
+        asked(mem0, ann, redis)
+    assert (lightly().unchanged, lightly().unchanged) == (1, 2)
+    assert mem0.calls.count("search") == 1
+
+
 def test_over_rest_an_answer_that_expires_with_a_memory_of_its_own_is_kept_until_then(mem0, project, settings):
     settings.REBUILD_FULL_EVERY = 8
     (ann,) = know(project, "ann")
