@@ -12,14 +12,14 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotDone
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import redis
 
-from memory import metrics
+from memory import metrics, redis_wire
 from memory.clock import Deadline
 from memory.errors import OriginTimeout
-from memory.redis_client import cache
 
 T = TypeVar("T")
 
@@ -28,9 +28,10 @@ MARGIN_SECONDS = 1.0
 LOOK_SECONDS = 0.02
 """Between two looks at what another process loads, on average."""
 
-# Who takes the lease looks in the same step: the holder before may just have landed.
+# Who takes the lease looks in the same step: the holder before may just have landed. One that asks again, as the answer
+# was lost with its connection, has it already.
 _TAKE = """
-local took = redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
+local took = redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) or redis.call('GET', KEYS[1]) == ARGV[1]
 return {took and 1 or 0, redis.call('GET', KEYS[2])}
 """
 _LAND = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
@@ -104,15 +105,13 @@ _pause = threading.Event()
 
 def _take(names: Sequence[str], token: str, deadline: Deadline) -> tuple[int, bytes | None]:
     milliseconds = int((deadline.remaining() + MARGIN_SECONDS) * 1000)
-    took, left = cache().register_script(_TAKE)(keys=names, args=[token, milliseconds])
+    ((took, left),) = redis_wire.run(_TAKE, [(names, [token, milliseconds])])
     return took, left
 
 
 def _land(lease: str, token: str) -> None:
-    try:
-        cache().register_script(_LAND)(keys=[lease], args=[token])
-    except redis.RedisError:
-        return  # it ends by itself
+    with suppress(redis.RedisError):  # it ends by itself
+        redis_wire.run(_LAND, [([lease], [token])])
 
 
 def _lead(key: Hashable, flight: Future[T], load: Callable[[], T]) -> T:

@@ -7,23 +7,22 @@ it only after its version is published, so that a fact is in the one or the othe
 from __future__ import annotations
 
 import re
-import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 import redis
-from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import connection
 
-from memory import keys, versions
+from memory import keys, redis_wire, versions
 from memory.errors import DatabaseUnavailable
 from memory.models import Job
 from memory.models.jobs import UNFINISHED
-from memory.redis_client import cache
-from memory.types import Pin, Scope
+from memory.types import Pin, Scope, Version
+from memory.versions import Taken
 
 PREFIX = "pending-"
 MOST_JOBS = 500
@@ -100,20 +99,34 @@ _NOTHING = orjson.dumps((0, []))
 
 def current(pin: Pin, generation: int) -> Pending:
     """The pin's pending set, from Redis or else PostgreSQL. DatabaseUnavailable when neither can tell."""
-    names = [keys.pending(pin, generation), keys.pending_token(pin, generation)]
-    lease = int(settings.VERSION_LEASE_SECONDS * 1000)
     try:
-        copy, token = cache().register_script(versions.TAKE)(keys=names, args=[secrets.token_hex(8), lease])
+        (taken,) = versions.take(_copied(pin, generation))
     except redis.RedisError:
         return stored(pin)
-    if copy is not None:
-        return parse(copy)
+    if taken.copy is not None:
+        return parse(taken.copy)
     found = stored(pin)
-    try:
-        cache().register_script(_STORE)(keys=names, args=[token, _pack(found)])
-    except redis.RedisError:
-        return found  # only the next reader pays: it asks PostgreSQL again
+    with suppress(redis.RedisError):  # only the next reader pays: it asks PostgreSQL again
+        redis_wire.run_each([_keeping(pin, found, generation, taken)])
     return found
+
+
+def with_version(pin: Pin, generation: int) -> tuple[Pending, Version]:
+    """`current`, and the version read after it (PROTOCOL C1), for whom CACHE had neither a moment ago: both tokens are
+    taken together, before PostgreSQL is read, and both copies kept together. DatabaseUnavailable."""
+    try:
+        mine, number = versions.take(_copied(pin, generation), versions.copied(pin, generation))
+    except redis.RedisError:
+        return stored(pin), versions.shared(pin)
+    if mine.copy is not None or number.copy is not None:
+        return current(pin, generation), versions.current(pin, generation)
+    found = stored(pin)
+    version = versions.stored(pin)
+    with suppress(redis.RedisError):
+        redis_wire.run_each(
+            [_keeping(pin, found, generation, mine), versions.keeping(version, generation, number)],
+        )
+    return found, version
 
 
 def stored(pin: Pin) -> Pending:
@@ -135,14 +148,8 @@ def stored(pin: Pin) -> Pending:
 def changed(pins: Iterable[Pin], generation: int) -> None:
     """Let readers ask PostgreSQL again: call after the commit that accepted or ended a job. Without Redis's
     confirmation the copy goes by itself within one lease."""
-    names = [name for pin in pins for name in (keys.pending(pin, generation), keys.pending_token(pin, generation))]
-    pipe = cache().pipeline(transaction=False)
-    for name in names:
-        pipe.delete(name)
-    try:
-        pipe.execute()
-    except redis.RedisError:
-        return
+    with suppress(redis.RedisError):
+        redis_wire.ask(*[("DEL", *_copied(pin, generation)) for pin in pins])
 
 
 def parse(copy: bytes) -> Pending:
@@ -157,6 +164,14 @@ def job_of(item_id: str) -> str | None:
     """The job in the id of a pending item; None for another id."""
     found = _ID.fullmatch(item_id)
     return found[1].lower() if found else None
+
+
+def _copied(pin: Pin, generation: int) -> tuple[str, str]:
+    return keys.pending(pin, generation), keys.pending_token(pin, generation)
+
+
+def _keeping(pin: Pin, found: Pending, generation: int, taken: Taken) -> tuple[str, Sequence[str], Sequence[Any]]:
+    return _STORE, _copied(pin, generation), (taken.token or "", _pack(found))
 
 
 def _pack(found: Pending) -> bytes:

@@ -211,6 +211,8 @@ def _state(query: Query, policy: Policy, trip: Trip | None, wish: Wish) -> tuple
         return None, None
     if trip is not None and trip.pending is not None and trip.version is not None:
         unstored, version = trip.pending, trip.version
+    elif trip is not None and trip.pending is None and trip.version is None:
+        unstored, version = _quietly(lambda: pending.with_version(pin, policy.generation)) or (None, None)
     else:
         unstored = _quietly(lambda: pending.current(pin, policy.generation))
         known = trip.version if trip and unstored is None else None  # nothing was read after it

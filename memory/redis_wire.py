@@ -134,18 +134,28 @@ def ask(*commands: Command) -> list[Any]:
 
 
 def run(script: str, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
-    """What a script answers to each call, given as its keys and its other arguments. redis.RedisError."""
+    """What a script answers to each call, given as its keys and its other arguments. See `run_each`."""
+    return run_each([(script, names, rest) for names, rest in calls])
+
+
+def run_each(calls: Sequence[tuple[str, Sequence[str], Sequence[Any]]]) -> list[Any]:
+    """What each script answers, given with its keys and its other arguments, one after the other in one round trip.
+    Only for scripts that may be run twice: so they are after CACHE has forgotten one. redis.RedisError."""
     if not calls:
         return []
-    digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-    commands = [("EVALSHA", digest, str(len(names)), *names, *rest) for names, rest in calls]
+    commands = packed(*[("EVALSHA", _digest(script), str(len(names)), *names, *rest) for script, names, rest in calls])
     try:
-        return ask(*commands)
+        return send(commands)
     except redis.ResponseError as error:
         if not str(error).startswith("NOSCRIPT"):
             raise
-        ask(("SCRIPT", "LOAD", script))
-        return ask(*commands)
+        ask(*[("SCRIPT", "LOAD", script) for script in {script for script, *_ in calls}])
+        return send(commands)
+
+
+@once
+def _digest(script: str) -> str:
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 @once

@@ -10,16 +10,16 @@ import secrets
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, wait
-from typing import Literal
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple
 
 import redis
 from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import connection
 
-from memory import clock, keys
+from memory import clock, keys, redis_wire
 from memory.errors import DatabaseUnavailable
-from memory.redis_client import cache
 from memory.types import KINDS, Pin, Version
 
 MARGIN_SECONDS = 0.5
@@ -88,6 +88,13 @@ JOIN unnest(%s::bigint[], %s::text[], %s::text[]) AS wanted (project_id, kind, p
 """
 
 
+class Taken(NamedTuple):
+    """A copy, or the token that whoever reads PostgreSQL now may keep one by."""
+
+    copy: bytes | None
+    token: bytes | None
+
+
 def parse(pin: Pin, copy: bytes, confirmed_at: float) -> Version:
     """The version in a copy read from Redis by a request that began at `confirmed_at`."""
     number, floor = copy.split(b":")
@@ -98,15 +105,37 @@ def current(pin: Pin, generation: int) -> Version:
     """The pin's version, from Redis or else PostgreSQL. DatabaseUnavailable when neither can tell."""
     asked = clock.now()
     try:
-        copy, token = _script(TAKE)(keys=_keys(pin, generation), args=[secrets.token_hex(8), _lease_ms()])
+        (taken,) = take(copied(pin, generation))
     except redis.RedisError:
-        return _shared(pin)
-    if copy is not None:
-        return parse(pin, copy, asked)
+        return shared(pin)
+    if taken.copy is not None:
+        return parse(pin, taken.copy, asked)
     version = stored(pin)
-    if token is not None:
-        _keep(version, generation, token)
+    keep(version, generation, taken)
     return version
+
+
+def take(*wanted: Sequence[str]) -> list[Taken]:
+    """What each copy says, named by its key and its token's, or else a token to keep one by; read in this order, in one
+    round trip. redis.RedisError."""
+    calls = [(names, [secrets.token_hex(8), _lease_ms()]) for names in wanted]
+    return [Taken(*found) for found in redis_wire.run(TAKE, calls)]
+
+
+def copied(pin: Pin, generation: int) -> tuple[str, str]:
+    """The keys of a version's copy and of its token."""
+    return keys.version(pin, generation), keys.token(pin, generation)
+
+
+def keep(version: Version, generation: int, taken: Taken) -> None:
+    """Keep a copy of what PostgreSQL said, while the token stands."""
+    with suppress(redis.RedisError):  # only the next reader pays: it asks PostgreSQL again
+        redis_wire.run_each([keeping(version, generation, taken)])
+
+
+def keeping(version: Version, generation: int, taken: Taken) -> tuple[str, Sequence[str], Sequence[Any]]:
+    """What `keep` runs."""
+    return STORE, copied(version.pin, generation), (taken.token or "", version.number, version.floor)
 
 
 def stored(pin: Pin) -> Version:
@@ -134,7 +163,7 @@ def stored_each(pins: Sequence[Pin]) -> dict[Pin, Version]:
     return {pin: Version(pin, *found.get(pin, (0, 0)), confirmed_at=asked) for pin in pins}
 
 
-def _shared(pin: Pin) -> Version:
+def shared(pin: Pin) -> Version:
     """`stored`, asked once for all requests of this process that came before the asking began (PROTOCOL B6): one that
     is under way already may have read what is old by now."""
     with _lock:
@@ -195,8 +224,8 @@ def publish(moved: Sequence[Version]) -> bool:
         for version in moved:
             left = _lease_ms() - int((clock.now() - version.confirmed_at) * 1000)
             pin, generation = version.pin, _generation(version.pin.project)
-            names = [*_keys(pin, generation), keys.pending(pin, generation), keys.pending_token(pin, generation)]
-            _script(PUBLISH)(keys=names, args=[version.number, version.floor, max(0, left)])
+            names = [*copied(pin, generation), keys.pending(pin, generation), keys.pending_token(pin, generation)]
+            redis_wire.run(PUBLISH, [(names, [version.number, version.floor, max(0, left)])])
     except (redis.RedisError, DatabaseError):
         return False
     return True
@@ -226,20 +255,5 @@ def _generation(project: int) -> int:
         return int(cursor.fetchone()[0])
 
 
-def _keep(version: Version, generation: int, token: bytes) -> None:
-    try:
-        _script(STORE)(keys=_keys(version.pin, generation), args=[token, version.number, version.floor])
-    except redis.RedisError:
-        return  # only the next reader pays: it asks PostgreSQL again
-
-
-def _keys(pin: Pin, generation: int) -> list[str]:
-    return [keys.version(pin, generation), keys.token(pin, generation)]
-
-
 def _lease_ms() -> int:
     return int(settings.VERSION_LEASE_SECONDS * 1000)
-
-
-def _script(text: str) -> redis.commands.core.Script:
-    return cache().register_script(text)

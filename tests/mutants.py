@@ -170,6 +170,19 @@ MUTANTS = (
         f"{PENDING}::test_no_fact_is_in_neither_while_a_job_ends",
     ),
     Mutant(
+        "pending read after the version, where both are read together",
+        "    found = stored(pin)\n    version = versions.stored(pin)\n",
+        "    version = versions.stored(pin)\n    found = stored(pin)\n",
+        f"{PENDING}::test_no_fact_is_in_neither_for_whom_redis_had_nothing",
+    ),
+    Mutant(
+        "tokens taken after PostgreSQL was read",
+        "    found = stored(pin)\n    version = versions.stored(pin)\n",
+        "    found = stored(pin)\n    version = versions.stored(pin)\n"
+        "    mine, number = versions.take(_copied(pin, generation), versions.copied(pin, generation))\n",
+        f"{PENDING}::test_no_copy_is_kept_of_what_a_write_changed_while_it_was_read",
+    ),
+    Mutant(
         "a copy of the pending set that outlives a version",
         "redis.call('DEL', unpack(KEYS, 2))",
         "redis.call('DEL', KEYS[2])",
@@ -308,8 +321,8 @@ MUTANTS = (
     ),
     Mutant(
         "a flight's lease shorter than its load",
-        "(deadline.remaining() + MARGIN_SECONDS) * 1000)\n    took",
-        "100)\n    took",
+        "(deadline.remaining() + MARGIN_SECONDS) * 1000)\n    ((took",
+        "100)\n    ((took",
         f"{FLIGHTS}::test_the_lease_outlasts_the_load_it_is_held_for",
     ),
     Mutant(

@@ -317,15 +317,14 @@ class Coherence(RuleBasedStateMachine):
     def taken(self, who: Named) -> Any:
         pin = self.scope(who).pin
         generation = projects.policy(pin.project).generation
-        names = versions._keys(pin, generation)
-        copy, token = versions._script(versions.TAKE)(keys=names, args=[f"t{next(self.numbers)}", versions._lease_ms()])
-        return None if copy is not None else (versions.stored(pin), generation, token)
+        (taken,) = versions.take(versions.copied(pin, generation))
+        return None if taken.copy is not None else (versions.stored(pin), generation, taken)
 
     @rule(which=WHICH)
     def taker_stores(self, which):
         """It goes on, and would store what it read."""
         if self.takers:
-            versions._keep(*self.takers.pop(which % len(self.takers)))
+            versions.keep(*self.takers.pop(which % len(self.takers)))
 
     @rule(process=PROCESSES, who=NAMED)
     def taker_meets_a_write(self, process, who):
@@ -337,7 +336,7 @@ class Coherence(RuleBasedStateMachine):
         self.add(who)
         self.evicted(who, "version")
         if taker:
-            versions._keep(*taker)
+            versions.keep(*taker)
         self.ask(process, who, Wish())
 
     @rule(who=ASKED, what=st.sampled_from(["version", "token", "result", "pending", "flight"]))

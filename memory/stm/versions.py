@@ -6,18 +6,16 @@ the user's version. A copy is (version, the session's row number): both must be 
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 
 import redis
 from django.conf import settings
 from django.db import connection
 
-from memory import clock, keys
+from memory import clock, keys, redis_wire, versions
 from memory.models import Session
-from memory.redis_client import cache
 from memory.types import Pin
-from memory.versions import PUBLISH, STORE, TAKE
+from memory.versions import PUBLISH, STORE
 
 _MOVE = """
 UPDATE memory_session SET version = greatest(version + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
@@ -50,7 +48,7 @@ def publish(session: Session, generation: int, asked_at: float, *, ended: bool =
     left = _lease_ms() - int((clock.now() - asked_at) * 1000)
     number = session.version + 1 if ended else session.version
     try:
-        cache().register_script(PUBLISH)(keys=names, args=[number, 0 if ended else session.pk, max(0, left)])
+        redis_wire.run(PUBLISH, [(names, [number, 0 if ended else session.pk, max(0, left)])])
     except redis.RedisError:
         return False
     return True
@@ -65,20 +63,17 @@ def parse(copy: bytes) -> State:
 def take(user: Pin, session_id: str, generation: int) -> tuple[State | None, bytes | None]:
     """The copy, or else the token to store one with after PostgreSQL was read; neither without Redis."""
     try:
-        copy, token = cache().register_script(TAKE)(
-            keys=_names(user, session_id, generation),
-            args=[secrets.token_hex(8), _lease_ms()],
-        )
+        (taken,) = versions.take(_names(user, session_id, generation))
     except redis.RedisError:
         return None, None
-    return (parse(copy), None) if copy is not None else (None, token)
+    return (parse(taken.copy), None) if taken.copy is not None else (None, taken.token)
 
 
 def keep(user: Pin, session_id: str, generation: int, state: State, token: bytes) -> None:
     """Store a copy of what PostgreSQL said, while the token stands."""
     try:
         names = _names(user, session_id, generation)
-        cache().register_script(STORE)(keys=names, args=[token, state.number, state.row])
+        redis_wire.run(STORE, [(names, [token, state.number, state.row])])
     except redis.RedisError:
         return  # only the next reader pays: it asks PostgreSQL again
 

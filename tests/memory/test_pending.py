@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import orjson
 import pytest
 from django.db import transaction
 
-from memory import delivery, keys, pending, read, versions, write
+from memory import delivery, keys, pending, read, redis_wire, versions, write
 from memory.clock import Deadline
 from memory.errors import OriginRejected
 from memory.models import Job
@@ -60,10 +61,10 @@ def test_the_copy_spares_the_next_reader_a_query(mem0, ann, django_assert_num_qu
 def test_an_old_copy_is_not_stored_over_a_newer_state(mem0, ann, redis):
     """A reader took its token and read PostgreSQL; then a write was accepted; only now the reader stores."""
     names = [keys.pending(ann.pin, 1), keys.pending_token(ann.pin, 1)]
-    _, token = redis.register_script(versions.TAKE)(keys=names, args=["t1", 30000])
+    (taken,) = versions.take(names)
     nothing = pending.stored(ann.pin)
     accept(ann, "tea")
-    redis.register_script(pending._STORE)(keys=names, args=[token, pending._pack(nothing)])
+    redis_wire.run_each([pending._keeping(ann.pin, nothing, 1, taken)])
     assert texts(ann) == ["tea"]
 
 
@@ -84,12 +85,11 @@ def test_c1_a_copy_that_outlived_its_job_goes_with_the_next_version(mem0, ann, r
 
 def test_a_late_reader_cannot_store_under_anothers_token(mem0, ann, redis):
     names = [keys.pending(ann.pin, 1), keys.pending_token(ann.pin, 1)]
-    take = redis.register_script(versions.TAKE)
-    _, token = take(keys=names, args=["t1", 30000])
+    (taken,) = versions.take(names)
     nothing = pending.stored(ann.pin)
     accept(ann, "tea")
-    take(keys=names, args=["t2", 30000])
-    redis.register_script(pending._STORE)(keys=names, args=[token, pending._pack(nothing)])
+    versions.take(names)
+    redis_wire.run_each([pending._keeping(ann.pin, nothing, 1, taken)])
     assert texts(ann) == ["tea"]
 
 
@@ -105,34 +105,67 @@ def test_no_fact_is_in_neither_while_a_job_ends(mem0, ann, monkeypatch):
     version is in the layers. Only a pending set read before it still holds the fact."""
     ask(ann)
     job = accept(ann, "tea")
-    real = versions.current
+    answer = ask_while(versions, "current", job, monkeypatch)
+    assert answer.entry.count == 0
+    assert [item.text for item in answer.pending.items] == ["tea"]
 
-    def ends_right_after(pin, generation):
-        version = real(pin, generation)
-        delivery.deliver(job.lane_id)
-        return version
 
-    monkeypatch.setattr(versions, "current", ends_right_after)
-    answer = ask(ann)
-    monkeypatch.undo()
-    assert Job.objects.get().state == "completed"
+def test_no_fact_is_in_neither_for_whom_redis_had_nothing(mem0, ann, redis, monkeypatch):
+    """The same, where pending set and version are taken and kept together."""
+    ask(ann)
+    job = accept(ann, "tea")
+    redis.delete(keys.version(ann.pin, 1))
+    answer = ask_while(versions, "stored", job, monkeypatch)
     assert answer.entry.count == 0
     assert [item.text for item in answer.pending.items] == ["tea"]
 
 
 def test_a_fact_in_both_is_known_to_be_one_by_its_mark(mem0, ann, monkeypatch):
     job = accept(ann, "tea")
-    real = pending.current
-
-    def ends_right_after(pin, generation):
-        found = real(pin, generation)
-        delivery.deliver(job.lane_id)
-        return found
-
-    monkeypatch.setattr(pending, "current", ends_right_after)
-    answer = ask(ann)
+    answer = ask_while(pending, "stored", job, monkeypatch)
     assert [item.job for item in answer.pending.items] == [str(job.job_id)]
     assert answer.entry.stored_by() == [str(job.job_id)]
+
+
+def ask_while(module, reads, job, monkeypatch):
+    """A search that sleeps right after such a reading, while the job is delivered to its end."""
+    real = getattr(module, reads)
+
+    def ends_right_after(*asked):
+        found = real(*asked)
+        if Job.objects.get().state == "pending":
+            delivery.deliver(job.lane_id)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, reads, ends_right_after)
+        answer = ask(Scope(job.project_id, job.user_id))
+    assert Job.objects.get().state == "completed"
+    return answer
+
+
+def test_a_first_question_keeps_both_copies(mem0, ann, redis):
+    accept(ann, "tea")
+    names = [keys.pending(ann.pin, 1), keys.version(ann.pin, 1)]
+    ask(ann)
+    assert all(redis.mget(names))
+
+
+def test_no_copy_is_kept_of_what_a_write_changed_while_it_was_read(mem0, ann, redis, monkeypatch):
+    """Whoever asks PostgreSQL for both has both tokens before: a write between takes them away."""
+    real = versions.stored
+
+    def write_meanwhile(pin):
+        found = real(pin)
+        monkeypatch.undo()
+        delivery.deliver(accept(ann, "tea").lane_id)
+        redis.delete(keys.pending(ann.pin, 1), keys.version(ann.pin, 1))
+        return found
+
+    monkeypatch.setattr(versions, "stored", write_meanwhile)
+    ask(ann)
+    assert redis.mget(keys.pending(ann.pin, 1), keys.version(ann.pin, 1)) == [None, None]
+    assert [memory["memory"] for memory in orjson.loads(ask(ann).entry.results)] == ["tea"]
 
 
 def test_what_a_failed_job_did_not_store_stays_until_dismissed(mem0, ann):

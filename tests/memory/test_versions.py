@@ -69,39 +69,39 @@ def test_b6_a_copy_is_stored_only_while_its_token_stands(redis, pin):
     """Reader takes a token and reads PostgreSQL; a write commits and publishes; only then does the reader store."""
     project = Project.objects.get()
     old = versions.stored(pin)
-    copy, token = versions._script(versions.TAKE)(keys=versions._keys(pin, project.generation), args=["t1", 30000])
-    assert copy is None
+    (taken,) = versions.take(versions.copied(pin, project.generation))
+    assert taken.copy is None
     moved = move(pin)
     assert versions.publish(moved)
     redis.delete(keys.version(pin, project.generation))  # evicted: nothing newer guards any more
-    versions._keep(old, project.generation, token)
+    versions.keep(old, project.generation, taken)
     assert versions.current(pin, project.generation).number == moved[0].number
 
 
 def test_b6_a_late_reader_cannot_store_under_anothers_token(redis, pin):
     """It read PostgreSQL before a write; the write was published, its copy evicted, and a new reader has its token."""
     old = versions.stored(pin)
-    _, token = versions._script(versions.TAKE)(keys=versions._keys(pin, 1), args=["t1", 30000])
+    (taken,) = versions.take(versions.copied(pin, 1))
     moved = move(pin)
     versions.publish(moved)
     redis.delete(keys.version(pin, 1))
-    versions._script(versions.TAKE)(keys=versions._keys(pin, 1), args=["t2", 30000])
-    versions._keep(old, 1, token)
+    versions.take(versions.copied(pin, 1))
+    versions.keep(old, 1, taken)
     assert versions.current(pin, 1).number == moved[0].number
 
 
 def test_b6_flushall_takes_the_token_with_it(redis, pin):
     old = versions.stored(pin)
-    _, token = versions._script(versions.TAKE)(keys=versions._keys(pin, 1), args=["t1", 30000])
+    (taken,) = versions.take(versions.copied(pin, 1))
     redis.flushall()
-    versions._keep(old, 1, token)
+    versions.keep(old, 1, taken)
     assert redis.get(keys.version(pin, 1)) is None
 
 
 def test_b6_the_copy_lives_no_longer_than_its_token_had_left(redis, pin):
-    _, token = versions._script(versions.TAKE)(keys=versions._keys(pin, 1), args=["t1", 30000])
+    (taken,) = versions.take(versions.copied(pin, 1))
     redis.pexpire(keys.token(pin, 1), 5000)
-    versions._keep(versions.stored(pin), 1, token)
+    versions.keep(versions.stored(pin), 1, taken)
     assert 0 < redis.pttl(keys.version(pin, 1)) <= 5000
 
 
