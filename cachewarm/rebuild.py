@@ -33,8 +33,6 @@ from memory.tenancy.projects import policy as policy_of
 
 log = logging.getLogger(__name__)
 
-HANDED_SECONDS = 30
-"""How long the message for the next batch may take before it counts as lost."""
 ENTITIES_TIMEOUT_SECONDS = 60.0
 PAGE_USERS = 500
 """Users looked at together: most need nothing, and are passed over at once."""
@@ -219,7 +217,7 @@ def resume_abandoned() -> None:
     """The sweeper's: go on with what a killed worker left."""
     if settings.PROACTIVE_CACHE_ENABLED:
         for rebuild_id in free_the_dead():
-            RebuildRun.objects.filter(pk=rebuild_id).update(lease_until=Now() + timedelta(seconds=HANDED_SECONDS))
+            RebuildRun.objects.filter(pk=rebuild_id).update(lease_until=Now() + _handed())
             _send(rebuild_id)
 
 
@@ -365,8 +363,13 @@ def _renew(work: Work) -> bool:
 def _hand_on(work: Work) -> None:
     RebuildRun.objects.filter(pk=work.run.pk, fence=work.fence, state="running").update(
         holder="",
-        lease_until=Now() + timedelta(seconds=HANDED_SECONDS),
+        lease_until=Now() + _handed(),
     )
+
+
+def _handed() -> timedelta:
+    """How long the message for the next batch may take before it counts as lost: it waits behind a batch of another."""
+    return timedelta(seconds=3 * settings.RESEND_SECONDS)
 
 
 def _finish(work: Work) -> None:

@@ -20,8 +20,6 @@ from memory.models import MemoryUser
 
 log = logging.getLogger(__name__)
 
-RESEND_SECONDS = 10
-"""A due run handed to the broker is handed over again after this long; one message too many does no harm."""
 MOST_SENT = 250
 """Due runs handed over that nobody has come to yet: beyond them the workers are behind."""
 KEEP_DAYS = 7
@@ -214,7 +212,7 @@ def fail(run: WarmRun, error: str) -> Due | None:
 
 def due() -> list[uuid.UUID]:
     """Runs that are due and were not handed over lately; without PROACTIVE_CACHE_ENABLED only those asked for."""
-    values = {"resend": RESEND_SECONDS, "most": MOST_SENT, "writes": settings.PROACTIVE_CACHE_ENABLED}
+    values = {"resend": settings.RESEND_SECONDS, "most": MOST_SENT, "writes": settings.PROACTIVE_CACHE_ENABLED}
     with connection.cursor() as cursor:
         cursor.execute(_DUE, values)
         return [row[0] for row in cursor.fetchall()]

@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.25
 TELL_EVERY_TICKS = 4
 SEEN_EVERY_TICKS = 8
-REWAKE_SECONDS = 10
 MOST_WOKEN = 500
 """Lanes woken that nobody has come to yet. Beyond them the workers are behind: more messages would make them later."""
 PURGE_ROWS = 5000
@@ -162,7 +161,7 @@ def _free_lanes_of_the_dead() -> None:
 
 def _wake_due_lanes() -> int:
     due = delivery.with_work().filter(Q(lease_until__isnull=True) | Q(lease_until__lt=Now()))
-    lately = Q(woken_at__gte=Now() - timedelta(seconds=REWAKE_SECONDS))
+    lately = Q(woken_at__gte=Now() - timedelta(seconds=settings.RESEND_SECONDS))
     room = MOST_WOKEN - due.filter(lately).count()
     if room <= 0:
         return 0

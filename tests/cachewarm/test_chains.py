@@ -377,11 +377,11 @@ def test_a_dead_process_of_this_host_is_noticed_at_once(mem0, ann, few_topics):
     assert run.state == "due"
 
 
-def test_what_the_broker_lost_is_handed_over_once_in_a_while(mem0, ann):
+def test_what_the_broker_lost_is_handed_over_once_in_a_while(mem0, ann, settings):
     add(ann, "tea")
     assert chains.sweep() == 1
     assert chains.sweep() == 0
-    pass_time(seconds=runs.RESEND_SECONDS + 1)
+    pass_time(seconds=settings.RESEND_SECONDS + 1)
     assert chains.sweep() == 1
 
 
