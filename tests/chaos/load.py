@@ -23,6 +23,11 @@ def query(person: Person) -> str:
     return f"note of {person.user} in project {person.project}"
 
 
+def _ended(answer: requests.Response) -> bool:
+    """Whether an earlier try was accepted, and its user erased since, or its job failed: no later one says more."""
+    return answer.status_code == 410 or (answer.status_code == 502 and answer.json()["code"] == "job_failed")
+
+
 class Load:
     """Writers and readers over one service, until `stop`. `keys` are the projects' API keys."""
 
@@ -81,8 +86,8 @@ class Load:
                 fact.job, moment = told["job_id"], now()
                 fact.stored = moment if told["status"] == "completed" else None
                 fact.accepted = moment
-            elif answer is not None and answer.status_code == 410:
-                return  # an earlier try was accepted, and its user erased since
+            elif answer is not None and _ended(answer):
+                return
             elif answer is not None and answer.status_code < 429:
                 raise AssertionError(f"a write was refused: {answer.status_code} {answer.text[:300]}")
             else:
@@ -106,7 +111,7 @@ class Load:
                 told, moment = done.json(), now()
                 fact.deleted = moment if told["status"] == "completed" else None
                 fact.delete_accepted = moment
-            elif done is not None and done.status_code in (404, 409):
+            elif done is not None and (done.status_code in (404, 409) or _ended(done)):
                 return
             else:
                 self._over.wait(0.2)
