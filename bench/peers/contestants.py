@@ -198,7 +198,7 @@ class AgentMemoryServer(_Peer):
         return load.post(self.port, f"{self._path}/search", body, "Accept: application/json")
 
     def _holds(self, user: str, count: int) -> bool:
-        listed = self._call("POST", f"{self._path}/search", {"user_id": {"eq": user}, "limit": count})
+        listed = self._call("POST", f"{self._path}/search", {"user_id": {"eq": user}, "limit": max(1, count)})
         return len(listed["memories"]) == count
 
 
