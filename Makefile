@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or 3.12; everything else comes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help up manage demo test conformance chaos mutants prove bench-stall bench-outage bench-rebuild bench-agreement bench-quality bench-stm bench-hit bench-mem0 bench-trace bench-peers bench-warm capacity lint audit fmt clean
+.PHONY: help up manage demo test conformance chaos mutants prove bench-stall bench-outage bench-rebuild bench-agreement bench-quality bench-stm bench-hit bench-mem0 bench-trace bench-peers bench-warm bench-pictures capacity lint audit fmt clean
 
 PYTHON := .venv/bin/python
 INSTALL = for python in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -73,6 +73,9 @@ bench-peers: ## other memory services beside memsvc: questions asked before, and
 
 bench-warm: ## a rebuild of thousands of users, beside a bare script that writes the same; make bench-warm ARGS="--users 100000"
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.warm $(ARGS)
+
+bench-pictures: ## draw what bench/results holds into docs/pictures
+	@$(INSTALL) dev && exec $(PYTHON) -m bench.pictures
 
 capacity: ## hardware, storage and times for so many users, from what bench-warm measured
 	@$(INSTALL) dev && exec $(PYTHON) -m bench.capacity $(ARGS)

@@ -109,6 +109,10 @@ class Memsvc:
         return load.post(self.port, "/api/v1/memory/search", body, f"Authorization: Bearer {self._live.key}")
 
 
+class _Refused(RuntimeError):
+    """A service answered that it could not."""
+
+
 @dataclass
 class _Peer:
     """A service of somebody else's: its processes, and a folder that they take for their user's home."""
@@ -148,7 +152,7 @@ class _Peer:
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         reply = requests.request(method, f"http://127.0.0.1:{self.port}{path}", json=body, timeout=300)
         if not reply.ok:
-            raise RuntimeError(f"{path} answered {reply.status_code}. Its log ends:\n{self.processes[-1].tail(40)}")
+            raise _Refused(f"{path} answered {reply.status_code}. Its log ends:\n{self.processes[-1].tail(40)}")
         return reply.json()
 
 
@@ -184,7 +188,8 @@ class AgentMemoryServer(_Peer):
         self._run("worker", programs / "agent-memory", "task-worker", **env)
         self._run("api", programs / "agent-memory", "api", "--host", "127.0.0.1", "--port", str(self.port), **env)
         self._wait_ready()
-        self._holds("nobody", 0)  # makes the index, which first writes side by side would race to make
+        # This makes the index, which first writes side by side would race to make.
+        eventually(lambda: self._holds("nobody", 0), START_SECONDS)
 
     def give(self, user: str, facts: Sequence[str]) -> None:
         memories = [{"id": f"{user}-{n}", "text": fact, "user_id": user} for n, fact in enumerate(facts)]
@@ -198,7 +203,10 @@ class AgentMemoryServer(_Peer):
         return load.post(self.port, f"{self._path}/search", body, "Accept: application/json")
 
     def _holds(self, user: str, count: int) -> bool:
-        listed = self._call("POST", f"{self._path}/search", {"user_id": {"eq": user}, "limit": max(1, count)})
+        try:
+            listed = self._call("POST", f"{self._path}/search", {"user_id": {"eq": user}, "limit": max(1, count)})
+        except _Refused:
+            return False  # its Redis does not always answer in time while it is indexing
         return len(listed["memories"]) == count
 
 

@@ -40,7 +40,7 @@ PARTS = ("sizes", "trace", "flows", "embedding")
 def main() -> int:
     """Measure and print; the exit status says whether every goal was met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--users", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--users", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--requests", type=int, default=2000, help="of the trace")
     parser.add_argument("--pairs", type=int, default=20, help="of writes, one of each flow")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="the rest is kept as it was measured")
