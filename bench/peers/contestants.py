@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -165,6 +166,7 @@ class AgentMemoryServer(_Peer):
     differs = "no LLM: topics, entities, extraction and merging off; writes not deduplicated"
     ready_path = "/v1/health"
     _path = "/v1/long-term-memory"
+    _giving = threading.Lock()
 
     def start(self) -> None:
         programs = environments.programs("agent-memory-server", "3.12")
@@ -193,7 +195,9 @@ class AgentMemoryServer(_Peer):
 
     def give(self, user: str, facts: Sequence[str]) -> None:
         memories = [{"id": f"{user}-{n}", "text": fact, "user_id": user} for n, fact in enumerate(facts)]
-        self._call("POST", f"{self._path}/", {"memories": memories, "deduplicate": False})
+        with self._giving:  # what its Redis does not take in time, its worker drops
+            self._call("POST", f"{self._path}/", {"memories": memories, "deduplicate": False})
+            eventually(lambda: self._holds(user, len(facts)), 60)
 
     def settle(self, facts: dict[str, list[str]]) -> None:
         eventually(lambda: all(self._holds(user, len(given)) for user, given in facts.items()), 300)
