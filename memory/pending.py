@@ -122,10 +122,9 @@ def with_version(pin: Pin, generation: int) -> tuple[Pending, Version]:
         return current(pin, generation), versions.current(pin, generation)
     found = stored(pin)
     version = versions.stored(pin)
+    kept = [_keeping(pin, found, generation, mine), versions.keeping(version, generation, number)]
     with suppress(redis.RedisError):
-        redis_wire.run_each(
-            [_keeping(pin, found, generation, mine), versions.keeping(version, generation, number)],
-        )
+        redis_wire.run_each(kept)
     return found, version
 
 
