@@ -32,21 +32,6 @@ TIMEOUT_MS = 2000
 PATIENCE = 0.4
 
 
-@pytest.fixture(autouse=True)
-def impatient(settings, api) -> Iterator[None]:
-    """PostgreSQL is given up sooner than in production, so that the tests are."""
-    settings.DATABASE_TIMEOUT_SECONDS = PATIENCE
-    connection.close()
-    connection.close_pool()
-    before = dict(connection.settings_dict)
-    connection.settings_dict.update(POOL_TIMEOUT_SECONDS=PATIENCE)
-    yield
-    refreshing.settle()
-    connection.close()
-    connection.close_pool()
-    connection.settings_dict.update(before)
-
-
 @pytest.fixture
 def known(api, worker) -> None:
     """Ann drinks tea: stored, asked once, in every layer that a search fills."""
@@ -91,10 +76,39 @@ def later(seconds: float, monkeypatch) -> None:
 # -- PostgreSQL -------------------------------------------------------------------------------------------------------
 
 
+class Postgres:
+    """PostgreSQL, to be stopped when everything is in place. While it is, it is given up sooner than in production."""
+
+    def __init__(self, server: Any, settings: Any) -> None:
+        self._server, self._settings, self._before = server, settings, settings.DATABASE_TIMEOUT_SECONDS
+        self.away = False
+
+    def stop(self) -> None:
+        self._wait_for(PATIENCE)
+        self._server.stop()
+        self.away = True
+
+    def resume(self) -> None:
+        self._server.resume()
+        self.away = False
+        self._wait_for(self._before)
+
+    def _wait_for(self, seconds: float) -> None:
+        self._settings.DATABASE_TIMEOUT_SECONDS = seconds
+        connection.close()
+        connection.close_pool()
+        connection.settings_dict.update(POOL_TIMEOUT_SECONDS=seconds)
+
+
 @pytest.fixture(params=["dead", "stalled"])
-def postgres(request: pytest.FixtureRequest, worker: None) -> Any:
-    """PostgreSQL, to be stopped when everything is in place."""
-    return request.getfixturevalue("postgres_dead" if request.param == "dead" else "postgres_stopped")
+def postgres(request: pytest.FixtureRequest, worker: None, settings: Any) -> Iterator[Postgres]:
+    """Dead or stalled, and back at the end."""
+    server = request.getfixturevalue("postgres_dead" if request.param == "dead" else "postgres_stopped")
+    postgres = Postgres(server, settings)
+    yield postgres
+    if postgres.away:
+        postgres.resume()
+    refreshing.settle()
 
 
 def test_without_postgresql_l0_and_l2_answer_for_the_rest_of_a_lease(api, known, postgres, monkeypatch):
@@ -205,18 +219,18 @@ def ann() -> Pin:
 
 
 @pytest.fixture(params=["dead", "stalled"])
-def redis_away(request: pytest.FixtureRequest, monkeypatch) -> Iterator[Callable[[], None]]:
+def redis_away(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
     """Likewise for CACHE."""
     if request.param == "stalled":
         yield request.getfixturevalue("cache_stopped").stop
     else:
+        with pytest.MonkeyPatch.context() as patched:
 
-        def die() -> None:
-            monkeypatch.setattr(configured, "REDIS_URL", "unix:///nonexistent/redis.sock")
-            client.cache.cache_clear()
+            def die() -> None:
+                patched.setattr(configured, "REDIS_URL", "unix:///nonexistent/redis.sock")
+                client.cache.cache_clear()
 
-        yield die
-        monkeypatch.undo()
+            yield die
     client.cache.cache_clear()
     client._down_until = 0.0
 
