@@ -87,6 +87,7 @@ def sweep() -> int:
     if not _claim_duty("sweep", settings.SWEEP_SECONDS):
         return 0
     _free_lanes_of_the_dead()
+    delivery.complete_unconfirmed()
     delivery.complete_overdue()
     delivery.complete_erasures()
     woken = _wake_due_lanes()
@@ -123,6 +124,8 @@ def _run(queues: frozenset[str]) -> None:
                 sweep()
         except DatabaseError as error:
             log.warning("upkeep waits for PostgreSQL", extra={"reason": type(error).__name__})
+        except Exception:  # the border of a thread that nobody starts again
+            log.exception("upkeep failed")
         finally:
             db.release()
         ticks += 1

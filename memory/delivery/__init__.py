@@ -6,9 +6,9 @@ it is sent · `deletes` what a delete by user, agent or run waits for and whom i
 `reconcile` second copies, found later.
 """
 
-from memory.delivery.completion import complete_overdue
+from memory.delivery.completion import complete_overdue, complete_unconfirmed
 from memory.delivery.erasing import complete_erasures
 from memory.delivery.lanes import SENDABLE, with_work
 from memory.delivery.work import deliver
 
-__all__ = ["SENDABLE", "complete_erasures", "complete_overdue", "deliver", "with_work"]
+__all__ = ["SENDABLE", "complete_erasures", "complete_overdue", "complete_unconfirmed", "deliver", "with_work"]

@@ -22,13 +22,27 @@ from memory.types import Memory, Scope, Version
 log = logging.getLogger(__name__)
 
 MOVED_GENERATION = "generation_moved"
+UNCONFIRMED = timedelta(seconds=1)
+"""After which whoever stored a job is not about to publish its version any more."""
 
 
 def complete(job: Job, moved: Sequence[Version]) -> bool:
-    """End a stored job once Redis has confirmed its version (PROTOCOL B7); otherwise the sweeper ends it later."""
+    """End a stored job once Redis has confirmed its version (PROTOCOL B7); otherwise the sweeper does, later."""
     if not versions.publish(moved):
         return False
     return _complete(job)
+
+
+def complete_unconfirmed() -> int:
+    """End stored jobs whose versions Redis did not confirm at their commit and confirms now (PROTOCOL B7). A delete by
+    user, agent or run waits for its lease to pass: whom else it touched cannot be told any more."""
+    late = Job.objects.filter(stored_at__lt=Now() - UNCONFIRMED, state="stored").exclude(kind__in=write.SWEEPING)
+    ended = 0
+    for job in late.order_by("stored_at")[:1000]:
+        if not complete(job, list(versions.stored_each(write.scope(job).pins()).values())):
+            break  # Redis is still away
+        ended += 1
+    return ended
 
 
 def complete_overdue() -> int:

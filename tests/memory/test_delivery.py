@@ -10,7 +10,7 @@ from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
-from memory import db, delivery, identity, keys, metrics, pending, versions, write
+from memory import db, delivery, identity, keys, metrics, pending, redis_client, versions, write
 from memory.delivery import lanes
 from memory.errors import OriginRejected
 from memory.models import Attempt, Job, Lane, PinVersion
@@ -97,6 +97,21 @@ def test_b7_without_confirmation_the_job_stays_stored_for_a_whole_lease(mem0, an
     pass_time(job, 1 + versions.MARGIN_SECONDS)
     delivery.complete_overdue()
     assert fresh(job).state == "completed"
+
+
+def test_b7_what_redis_did_not_confirm_is_published_when_it_answers_again(mem0, redis, ann, settings, monkeypatch):
+    monkeypatch.setattr(redis_client, "REST_SECONDS", 0.0)
+    there, settings.REDIS_URL = settings.REDIS_URL, "unix:///nonexistent/redis.sock"
+    redis_client.cache.cache_clear()
+    job = add(ann, "tea")
+    run(job)
+    pass_time(job, 2)
+    assert delivery.complete_unconfirmed() == 0
+    settings.REDIS_URL = there
+    redis_client.cache.cache_clear()
+    assert delivery.complete_unconfirmed() == 1
+    assert fresh(job).state == "completed"
+    assert int(redis.get(keys.version(ann.pin, 1)).split(b":")[0]) == version_of(ann)
 
 
 def test_a_stored_job_does_not_hold_its_lane(mem0, ann, dead_redis):

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from django.db.models.functions import Now
 
-from memory import delivery, identity, metrics, outbox, upkeep, write
+from memory import delivery, identity, metrics, outbox, signals, upkeep, write
 from memory.models import Heartbeat, IdempotencyRecord, Job, Lane
 from memory.tenancy.projects import policy
 from memory.write import Write
@@ -138,3 +138,19 @@ def test_workers_are_known_by_their_queues(db):
     assert upkeep.workers() == {"warm"}
     Heartbeat.objects.update(at=Now() - timedelta(seconds=11))
     assert upkeep.workers() == set()
+
+
+def test_nothing_that_fails_ends_the_upkeep(redis, db, monkeypatch):
+    """Nobody would start it again, and what it sweeps would lie until the process ends."""
+    monkeypatch.setattr(upkeep, "TICK_SECONDS", 0.0)
+    ticks = iter([RuntimeError("a receiver's fault"), RuntimeError("and again"), SystemExit()])
+
+    def fail(**_: object) -> None:
+        raise next(ticks)
+
+    signals.ticked.connect(fail)
+    try:
+        with pytest.raises(SystemExit):
+            upkeep._run(frozenset())
+    finally:
+        signals.ticked.disconnect(fail)
