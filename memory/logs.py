@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
@@ -131,7 +132,18 @@ class JSONFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             more |= describe(record.exc_info[1])
         told = {**(_context.get() or {}), **more}
-        return _line(record.created, record.levelname, record.name, record.getMessage(), told)
+        return _line(record.created, record.levelname, record.name, _event(record), told)
+
+
+def _event(record: logging.LogRecord) -> str:
+    """What a line says. Beside an exception that may quote what somebody stored, the arguments may quote it as well:
+    Celery's do, whatever the exception."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is None or record.name == "django.request":
+        return record.getMessage()
+    if isinstance(record.args, Mapping) and "exc" in record.args:
+        return f"Task {record.args.get('name')}[{record.args.get('id')}] {record.args.get('description')}"
+    return record.getMessage() if isinstance(error, _TELLABLE) else str(record.msg)
 
 
 def tell(logger: logging.Logger, event: str, fields: dict[str, Any]) -> None:

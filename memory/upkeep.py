@@ -6,11 +6,12 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 from django.conf import settings
 from django.db import Error as DatabaseError
-from django.db import connection, transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
@@ -86,16 +87,27 @@ def sweep() -> int:
     SWEEP_SECONDS, whoever comes first: beat's task or a worker's own upkeep."""
     if not _claim_duty("sweep", settings.SWEEP_SECONDS):
         return 0
-    _free_lanes_of_the_dead()
-    delivery.complete_unconfirmed()
-    delivery.complete_overdue()
-    delivery.complete_erasures()
-    woken = _wake_due_lanes()
-    lifecycle.sweep()
-    signals.swept.send(sender=None)
+    _apart(_free_lanes_of_the_dead)
+    _apart(delivery.complete_unconfirmed)
+    _apart(delivery.complete_overdue)
+    _apart(delivery.complete_erasures)
+    woken = _apart(_wake_due_lanes)
+    _apart(lifecycle.sweep)
+    signals.swept.send_robust(sender=None)
     if _claim_duty("purge", 3600):
-        purge()
-    return woken
+        _apart(purge)
+    return woken or 0
+
+
+def _apart(step: Callable[[], int | None]) -> int | None:
+    """One step of the sweep. What is wrong with it keeps the others from nothing, unless PostgreSQL is away."""
+    try:
+        return step()
+    except (OperationalError, InterfaceError):
+        raise
+    except Exception:
+        log.exception("step of the sweep failed", extra={"step": step.__name__})
+        return None
 
 
 def purge() -> None:
@@ -116,7 +128,7 @@ def _run(queues: frozenset[str]) -> None:
         try:
             flush_counts()
             if ticks % TELL_EVERY_TICKS == 0:
-                signals.ticked.send(sender=None)
+                signals.ticked.send_robust(sender=None)
             if ticks % SEEN_EVERY_TICKS == 0:
                 for queue in queues:
                     seen(queue)

@@ -20,7 +20,7 @@ from memory.types import Listing, Memory, Query, Scope, Stored
 
 class FailingMem0:
     """A Backend. `faults` are called, one a write, with the work to do; without any, writes succeed. `before`
-    is called with the kind of every call."""
+    is called with the kind of every call. Where listings are `cut`, so many texts are looked for in time."""
 
     name = "failing"
     extracts = True
@@ -32,6 +32,7 @@ class FailingMem0:
         self.faults: list[Callable[[Callable[[], list[Stored]]], list[Stored]]] = []
         self.down = False
         self.conclusive = True
+        self.cut: int | None = None
         self.stall: threading.Event | None = None
         self.searching = threading.Event()
         self.scores: dict[str, float] = {}
@@ -111,7 +112,12 @@ class FailingMem0:
 
     def find_marked(self, scope: Scope, job: str, texts: Sequence[str], deadline: Deadline) -> Listing:
         with self._call("find_marked"):
-            return Listing([row for row in self._of(scope) if row.job == job], self.conclusive)
+            marked = [row for row in self._of(scope) if row.job == job]
+            if self.cut is None:
+                return Listing(marked, self.conclusive)
+            if len(texts) > self.cut:
+                raise OriginTimeout("too many searches for one look")
+            return Listing([row for row in marked if row.text in texts], bool(texts))
 
     def entities(self, deadline: Deadline) -> tuple[list[dict[str, Any]], bool]:
         with self._call("entities"):

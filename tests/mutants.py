@@ -139,9 +139,27 @@ MUTANTS = (
     ),
     Mutant(
         "no look for the mark",
-        "        _adopt(job, found.memories)\n",
+        "        _adopt(job, adds, found.memories)\n",
         "",
         f"{DELIVERY}::test_a5_a_lost_answer_is_found_by_its_mark_and_not_sent_again",
+    ),
+    Mutant(
+        "a look that takes as long as it takes",
+        "LOOK_TEXTS = 10\n",
+        "LOOK_TEXTS = 1000\n",
+        f"{DELIVERY}::test_a6_a_look_for_many_texts_ends_and_finds_each",
+    ),
+    Mutant(
+        "no note of what is about to be removed",
+        "        if surplus:\n            lanes.note_removing(job, hold)\n",
+        "",
+        f"{DELIVERY}::test_b2_a_look_whose_worker_dies_after_it_removed_a_copy_is_made_good_by_the_next",
+    ),
+    Mutant(
+        "half a conversation taken for the whole",
+        '    if job.kind != "extract" or backend.extracts:\n',
+        "    if True:\n",
+        f"{DELIVERY}::test_g3_of_a_conversation_stored_by_halves_the_rest_is_stored_too",
     ),
     Mutant(
         "no fence on the lane",

@@ -132,4 +132,4 @@ def memories(answer: Any) -> list[Memory]:
 def stored(answer: Any) -> list[Stored]:
     """The results of an add."""
     with expected(sent=True):
-        return [Stored(row["id"], row["memory"], row.get("event", "ADD")) for row in answer["results"]]
+        return [Stored(row["id"], forms.storable(row["memory"]), row.get("event", "ADD")) for row in answer["results"]]

@@ -44,12 +44,17 @@ def day(value: str) -> str:
     return value
 
 
+def storable(text: str) -> str:
+    """Mem0's text as PostgreSQL can keep it: without NUL, which some of its stores let pass."""
+    return text.replace("\0", "")
+
+
 def memory(row: Mapping[str, Any]) -> Memory:
     """A memory as Mem0 tells of it. An expiry that is no date never comes: Mem0 takes metadata of that name for one."""
     expires = row.get("expiration_date")
     return Memory(
         id=row["id"],
-        text=row["memory"],
+        text=storable(row["memory"]),
         user_id=row.get("user_id"),
         agent_id=row.get("agent_id"),
         run_id=row.get("run_id"),

@@ -37,25 +37,41 @@ class Part:
     expiration_date: str | None = None
 
 
-def parts(job: Job) -> list[Part]:
-    """What is neither stored nor refused yet, as calls."""
+def facts(job: Job, backend: Backend) -> dict[int, Mapping[str, Any]] | None:
+    """What the job adds, by index; None where Mem0 decides what it stores.
+
+    A Mem0 that extracts nothing stores what the user said, each message by itself: half of it may be there.
+    """
     content = payload(job)
+    if job.kind == "add":
+        return dict(enumerate(content["memories"]))
+    if job.kind != "extract" or backend.extracts:
+        return None
+    return {
+        index: {"text": message["content"], "metadata": content.get("metadata")}
+        for index, message in enumerate(content["messages"])
+        if message["role"] == "user" and message["content"].strip()
+    }
+
+
+def parts(job: Job, backend: Backend) -> list[Part]:
+    """What is neither stored nor refused yet, as calls."""
     ended = {item["index"] for item in (*job.results, *job.failed)}
-    if job.kind != "add":
-        return [] if ended else [Part([0], metadata=content.get("metadata"))]
+    adds = facts(job, backend)
+    if adds is None:
+        return [] if ended else [Part([0], metadata=payload(job).get("metadata"))]
     groups: dict[bytes, list[int]] = {}
-    for index, fact in enumerate(content["memories"]):
+    for index, fact in adds.items():
         if index not in ended:
             same = orjson.dumps([fact.get("metadata"), fact.get("expiration_date")], option=orjson.OPT_SORT_KEYS)
             groups.setdefault(same, []).append(index)
     calls = [group[at : at + PART_FACTS] for group in groups.values() for at in range(0, len(group), PART_FACTS)]
-    facts = content["memories"]
     return [
         Part(
             indexes,
-            [facts[index]["text"] for index in indexes],
-            facts[indexes[0]].get("metadata"),
-            facts[indexes[0]].get("expiration_date"),
+            [adds[index]["text"] for index in indexes],
+            adds[indexes[0]].get("metadata"),
+            adds[indexes[0]].get("expiration_date"),
         )
         for indexes in calls
     ]
@@ -118,7 +134,7 @@ def _record(job: Job, part: Part, hold: Hold, backend: Backend, timeout: float) 
 def _call(job: Job, part: Part, attempt: Attempt, backend: Backend, deadline: Deadline) -> list[Stored]:
     target = write.scope(job)
     marks = {**(part.metadata or {}), MARK_JOB: str(job.job_id), MARK_ATTEMPT: str(attempt.number)}
-    if job.kind == "add":
+    if part.texts:
         return backend.add(target, part.texts, marks, part.expiration_date, deadline)
     if job.kind == "extract":
         return backend.extract(target, payload(job)["messages"], marks, deadline)
@@ -142,7 +158,7 @@ def _call(job: Job, part: Part, attempt: Attempt, backend: Backend, deadline: De
 
 def _keep(job: Job, part: Part, stored: Sequence[Stored]) -> None:
     """Note what Mem0 says it stored. An add has one result a fact, in order; an extraction has as many as it found."""
-    if job.kind == "add":
+    if part.texts:
         pairs = list(zip(part.indexes, stored, strict=False))
         missing = part.indexes[len(stored) :]
         job.failed = [*job.failed, *({"index": index, "error": "Mem0 returned no id for it"} for index in missing)]
@@ -154,9 +170,17 @@ def _keep(job: Job, part: Part, stored: Sequence[Stored]) -> None:
 
 def _end(attempt: Attempt, outcome: str) -> None:
     metrics.count("attempts", outcome=outcome)
-    if outcome == "unavailable":  # an outage uses up no attempt (PROTOCOL A2)
+    if outcome == "unavailable":  # an outage uses up no attempt (PROTOCOL A2): nothing was sent under its number
         Job.objects.filter(pk=attempt.job_id).update(attempts=F("attempts") - 1)
+        attempt.delete()
+        return
     Attempt.objects.filter(pk=attempt.pk).update(outcome=outcome, ended_at=Now())
+
+
+def exhausted(job: Job) -> bool:
+    """Whether as many calls as are allowed have ended nobody knows how, since it was accepted or last retried."""
+    outcomes = job.tries.order_by("-number").values_list("outcome", flat=True)[: job.attempts]
+    return sum(outcome in ("unknown", "settled") for outcome in outcomes) >= settings.JOB_ATTEMPTS
 
 
 def backoff(job: Job, error: OriginError) -> float:

@@ -65,10 +65,13 @@ def look_again(job: Job, hold: Hold) -> None:
     whatever carries the mark of a job before this one (PROTOCOL A7)."""
     target, backend = write.scope(job), stack.backend(policy(job.project_id))
     db.release()
-    gone: set[Pin] = set()
+    gone: set[Pin] = erase.touched(job) if job.removing else set()
     again = None
     try:
-        for memory in _of_before(job, backend.list(target, lanes.look_deadline()).memories):
+        late = _of_before(job, backend.list(target, lanes.look_deadline()).memories)
+        if late:
+            lanes.note_removing(job, hold)
+        for memory in late:
             lanes.renew(hold, settings.MEM0_LOOK_TIMEOUT_SECONDS)
             gone.update(Scope(job.project_id, memory.user_id, memory.agent_id, memory.run_id).pins())
             deletes.one(backend, memory.id)
@@ -81,6 +84,7 @@ def look_again(job: Job, hold: Hold) -> None:
         lanes.assert_held(hold)
         moved = versions.move(gone, floor=True)
         completion.tell(moved)
+        Job.objects.filter(pk=job.pk).update(removing=False)
     versions.publish(moved)
     touched = _touched(job)
     try:

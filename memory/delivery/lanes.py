@@ -93,6 +93,14 @@ def assert_held(hold: Hold, job: Job | None = None) -> None:
         raise JobEnded
 
 
+def note_removing(job: Job, hold: Hold) -> None:
+    """Record that copies of what the job stored are about to go: whoever looks next moves the version, though it may
+    find nothing left to remove (PROTOCOL B2)."""
+    with transaction.atomic():
+        assert_held(hold)
+        Job.objects.filter(pk=job.pk).update(removing=True)
+
+
 def wait(job: Job, hold: Hold, seconds: float, reason: str) -> bool:
     """Let the lane wait, always False: an outage uses up no attempt (PROTOCOL A2)."""
     with transaction.atomic():

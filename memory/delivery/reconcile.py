@@ -10,8 +10,8 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models.functions import Now
 
-from memory import db, metrics, stack, versions, write
-from memory.delivery import attempts, completion, deletes, erasing, lanes
+from memory import metrics, stack, versions, write
+from memory.delivery import attempts, completion, deletes, erasing, lanes, settle
 from memory.delivery.lanes import Hold
 from memory.errors import OriginError
 from memory.models import Job
@@ -30,15 +30,17 @@ def due(hold: Hold) -> None:
 
 def _reconcile(job: Job, hold: Hold) -> None:
     """Remove second copies of what the job reported (PROTOCOL A7). The version moves with whatever may have gone, also
-    where the look broke off (B2)."""
+    where this look or the one before it broke off (B2)."""
     backend = stack.backend(policy(job.project_id))
     texts = [fact["text"] for fact in (job.payload or {}).get("memories", [])]
-    db.release()
-    touched, again, outcome = False, None, "clean"
+    touched, again, outcome = job.removing, None, "clean"
     try:
-        found = backend.find_marked(write.scope(job), str(job.job_id), texts, lanes.look_deadline())
+        found = settle.marked(job, hold, backend, texts)
         outcome = "clean" if found.complete else "cut"
-        for memory in _surplus(job, found.memories):
+        surplus = _surplus(job, found.memories)
+        if surplus:
+            lanes.note_removing(job, hold)
+        for memory in surplus:
             lanes.renew(hold, settings.MEM0_LOOK_TIMEOUT_SECONDS)
             touched, outcome = True, "surplus"
             deletes.one(backend, memory.id)
@@ -49,7 +51,7 @@ def _reconcile(job: Job, hold: Hold) -> None:
         lanes.assert_held(hold)
         moved = versions.move(write.scope(job).pins(), floor=True) if touched else []
         completion.tell(moved)
-        Job.objects.filter(pk=job.pk).update(reconcile_at=again)
+        Job.objects.filter(pk=job.pk).update(reconcile_at=again, removing=False)
     versions.publish(moved)
     metrics.count("reconciles", outcome=outcome)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,11 +17,13 @@ from memory.delivery import attempts, lanes
 from memory.delivery.lanes import Hold
 from memory.models import Attempt, Job
 from memory.text import text_hash
-from memory.types import Memory
+from memory.types import Listing, Memory
 
 log = logging.getLogger(__name__)
 
 UNRESOLVED = ("", "unknown")
+LOOK_TEXTS = 10
+"""How many texts are looked for within one look's time; DESIGN has a search of Mem0 take up to a second."""
 
 
 def settling(unresolved: Sequence[Attempt]) -> float:
@@ -57,11 +59,12 @@ def resolve(job: Job, hold: Hold, backend: Backend) -> bool:
     """
     conclusive = True
     if job.kind in ("add", "extract"):
-        texts = [fact["text"] for fact in attempts.payload(job)["memories"]] if job.kind == "add" else []
-        db.release()
-        found = backend.find_marked(write.scope(job), str(job.job_id), texts, lanes.look_deadline())
+        adds = attempts.facts(job, backend)
+        done = {item["index"] for item in job.results}
+        texts = [fact["text"] for index, fact in (adds or {}).items() if index not in done]
+        found = marked(job, hold, backend, texts)
         conclusive = found.complete
-        _adopt(job, found.memories)
+        _adopt(job, adds, found.memories)
     since = clock.now()
     with transaction.atomic():
         lanes.assert_held(hold, job)
@@ -71,16 +74,37 @@ def resolve(job: Job, hold: Hold, backend: Backend) -> bool:
     return conclusive
 
 
-def _adopt(job: Job, found: Sequence[Memory]) -> None:
+def marked(job: Job, hold: Hold, backend: Backend, texts: Sequence[str]) -> Listing:
+    """What carries the job's mark. Where a listing is cut, `texts` are looked for a few at a time, each few within the
+    time of one look: a look that takes longer would never end. OriginError."""
+    target, name = write.scope(job), str(job.job_id)
+    db.release()
+    listing = backend.find_marked(target, name, [], lanes.look_deadline())
+    found = {memory.id: memory for memory in listing.memories}
+    complete, each = listing.complete, list(dict.fromkeys(texts))
+    if not complete:
+        complete = bool(each)
+        for at in range(0, len(each), LOOK_TEXTS):
+            lanes.renew(hold, settings.MEM0_LOOK_TIMEOUT_SECONDS)
+            db.release()
+            few = backend.find_marked(target, name, each[at : at + LOOK_TEXTS], lanes.look_deadline())
+            found |= {memory.id: memory for memory in few.memories}
+            if not few.complete:
+                complete = False
+                break
+    return Listing(list(found.values()), complete)
+
+
+def _adopt(job: Job, adds: Mapping[int, Mapping[str, Any]] | None, found: Sequence[Memory]) -> None:
     """Take marked memories into the results, as multisets of text hashes: a half-stored job sends only the rest."""
     known = {item["id"] for item in job.results}
     fresh = [memory for memory in found if memory.id not in known]
-    if job.kind == "extract":
+    if adds is None:
         new = [{"index": 0, "id": memory.id, "memory": memory.text, "event": "ADD"} for memory in fresh]
     else:
         done = {item["index"] for item in job.results}
         wanted: dict[str, list[int]] = {}
-        for index, fact in enumerate(attempts.payload(job)["memories"]):
+        for index, fact in adds.items():
             if index not in done:
                 wanted.setdefault(text_hash(fact["text"]), []).append(index)
         new = []

@@ -64,6 +64,7 @@ class Job(models.Model):
     completed_at = models.DateTimeField(null=True, blank=True)
     warmed_at = models.DateTimeField(null=True, blank=True)
     reconcile_at = models.DateTimeField(null=True, blank=True, help_text="When to look for second copies (A7).")
+    removing = models.BooleanField(default=False, db_default=False, help_text="Second copies are being removed.")
     dismissed_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:

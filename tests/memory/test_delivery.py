@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from itertools import count
 
+import psycopg2
 import pytest
 from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
-from memory import db, delivery, identity, keys, metrics, pending, redis_client, versions, write
+from memory import db, delivery, identity, keys, logs, metrics, pending, redis_client, stack, versions, write
+from memory.backends import mem0_sdk
+from memory.clock import Deadline
 from memory.delivery import lanes
 from memory.errors import OriginRejected
 from memory.models import Attempt, Job, Lane, PinVersion
@@ -246,6 +250,24 @@ def test_a6_the_same_words_of_another_job_are_not_taken_for_this_one(mem0, ann):
     assert mem0.texts() == ["tea", "tea"]
 
 
+def test_a6_a_look_for_many_texts_ends_and_finds_each(mem0, ann):
+    """Each text is a search where Mem0 lists only some of the memories, and one look has time for a few."""
+
+    def half(work):
+        work()
+        del mem0.rows[13:]
+        return answer_lost(list)
+
+    texts = [f"fact {n}" for n in range(25)]
+    job = add(ann, *texts)
+    mem0.faults, mem0.cut = [half], 10
+    run(job)
+    pass_time(job, 31)
+    run(job)
+    assert fresh(job).state == "completed"
+    assert mem0.texts() == texts
+
+
 def test_a6_without_a_conclusive_look_the_job_is_held_with_its_payload(mem0, ann):
     job = add(ann, "tea")
     mem0.faults = [never_arrived]
@@ -269,6 +291,123 @@ def test_a6_a_project_may_choose_to_retry_instead(mem0, ann, project):
     pass_time(job, 31)
     run(job)
     assert mem0.texts() == ["tea"]
+
+
+def test_a3_the_last_attempt_that_is_allowed_is_waited_out_too(mem0, ann, settings):
+    """It may still be running inside Mem0: the next write of the lane would be overwritten by it."""
+    settings.JOB_ATTEMPTS = 1
+    add(ann, "tea")
+    run(Job.objects.get())
+    late = []
+
+    def still_running(work):
+        late.append(work)
+        never_arrived(work)
+
+    memory_id = mem0.rows[0].id
+    first, second = (
+        write.accept(Write("update", ann, {"text": text}, memory_id), policy(ann.project)).job
+        for text in ("coffee", "milk")
+    )
+    mem0.faults = [still_running]
+    assert run(first) == "waiting"
+    late[0]()
+    pass_time(first, 31)
+    run(first)
+    assert [(fresh(job).state, fresh(job).reason) for job in (first, second)] == [
+        ("failed", "attempts_exhausted"),
+        ("completed", ""),
+    ]
+    assert mem0.texts() == ["milk"]
+
+
+def test_a_retried_job_has_all_its_attempts_again_and_one_that_was_stored_has_not_failed(mem0, ann, settings):
+    settings.JOB_ATTEMPTS = 2
+    job = add(ann, "tea")
+    mem0.faults = [never_arrived] * 3 + [answer_lost]
+    for _ in range(3):
+        run(job)
+        pass_time(job, 31)
+    assert (fresh(job).state, fresh(job).reason) == ("failed", "attempts_exhausted")
+    write.retry(job)
+    for _ in range(3):
+        run(job)
+        pass_time(job, 31)
+    assert (fresh(job).state, mem0.texts()) == ("completed", ["tea"])
+
+
+def test_an_outage_leaves_no_rows_behind(mem0, ann):
+    job = add(ann, "tea")
+    mem0.faults = [refused] * 20
+    for _ in range(21):
+        run(job)
+        pass_time(job, 61)
+    assert fresh(job).state == "completed"
+    assert Attempt.objects.count() == 1
+
+
+def test_g3_of_a_conversation_stored_by_halves_the_rest_is_stored_too(sdk, ann, monkeypatch):
+    """Mem0 in process without a model stores each message by itself."""
+    monkeypatch.setattr(stack, "_build", lambda: sdk)
+    store, calls = mem0_sdk._mem0()._create_memory, count(1)
+
+    def breaks(*args, **kwargs):
+        if next(calls) == 2:
+            raise psycopg2.OperationalError("server closed the connection")
+        return store(*args, **kwargs)
+
+    monkeypatch.setattr(mem0_sdk._mem0(), "_create_memory", breaks)
+    said = [{"role": role, "content": text} for role, text in (("user", "tea"), ("assistant", "ok"), ("user", "phở"))]
+    job = write.accept(Write("extract", ann, {"messages": [*said, said[0]]}), policy(ann.project)).job
+    run(job)
+    pass_time(job, 400)
+    run(job)
+    job = fresh(job)
+    assert job.state == "completed"
+    assert [(item["index"], item["memory"]) for item in job.results] == [(0, "tea"), (2, "phở"), (3, "tea")]
+    listed = sdk.list(ann, Deadline.after(10)).memories
+    assert sorted(row.text for row in listed) == ["phở", "tea", "tea"]
+
+
+def test_a_fault_of_ours_holds_its_lane_for_a_while_and_tells_no_text(mem0, ann, settings, caplog):
+    def fault(work):
+        raise RuntimeError("my PIN is 4711")
+
+    first, second = add(ann, "my PIN is 4711"), add(ann, "tea")
+    mem0.faults = [fault]
+    assert run(first) == "waiting"
+    assert (fresh(first).reason, fresh(second).state) == ("internal_error", "pending")
+    assert run(first) == "done 0"
+    assert [one.exc_info is not None for one in caplog.records if one.getMessage() == "delivery failed"] == [True]
+    assert "4711" not in "".join(logs.JSONFormatter().format(one) for one in caplog.records)
+    pass_time(first, settings.RETRY_MAX_SECONDS)
+    run(first)
+    assert mem0.texts() == ["my PIN is 4711", "tea"]
+
+
+def test_b2_a_look_whose_worker_dies_after_it_removed_a_copy_is_made_good_by_the_next(mem0, ann, monkeypatch):
+    job = add(ann, "tea")
+    mem0.faults = [answer_lost]
+    run(job)
+    pass_time(job, 31)
+    run(job)
+    mem0.store(ann, "tea", {MARK_JOB: str(job.job_id)})
+    before = version_of(ann)
+    remove = mem0.delete
+
+    def dies(*args):
+        remove(*args)
+        raise SystemExit
+
+    monkeypatch.setattr(mem0, "delete", dies)
+    pass_time(job, 3600)
+    with pytest.raises(SystemExit):
+        run(job)
+    assert (mem0.texts(), version_of(ann)) == (["tea"], before)
+    monkeypatch.setattr(mem0, "delete", remove)
+    run(job)
+    assert version_of(ann) > before
+    assert (fresh(job).reconcile_at, fresh(job).removing) == (None, False)
 
 
 def test_b2_a_look_that_breaks_off_moves_the_version_for_what_may_have_gone(mem0, ann):
@@ -327,7 +466,6 @@ def test_b2_the_version_moves_after_an_unknown_outcome(mem0, ann):
 def test_b2_the_version_moves_after_the_acknowledgement(mem0, ann):
     """Whoever asks while Mem0 is at work fills what was before: the end of the job makes that unreachable."""
     from memory import read
-    from memory.clock import Deadline
     from memory.types import Query
 
     def ask() -> int:

@@ -320,6 +320,29 @@ def test_what_an_attempt_thought_over_stores_later_is_found_by_its_mark(mem0, an
     assert fresh(new).state == "completed"
 
 
+def test_a_worker_that_dies_after_it_removed_a_late_copy_leaves_no_reader_behind(mem0, ann, monkeypatch):
+    mem0.faults = [never_arrived]
+    job = add(ann, "old")
+    deliver(ann)
+    begin(ann)
+    finish_until_completed(ann)
+    mem0.store(ann, "old", {MARK_JOB: str(job.job_id), MARK_ATTEMPT: "1"})
+    before, remove = version(ann), mem0.delete
+
+    def dies(*args):
+        remove(*args)
+        raise SystemExit
+
+    monkeypatch.setattr(mem0, "delete", dies)
+    pass_time(3600)
+    with pytest.raises(SystemExit):
+        deliver(ann)
+    monkeypatch.setattr(mem0, "delete", remove)
+    pass_time(3600)
+    deliver(ann)
+    assert version(ann)[1] > before[0]
+
+
 def finish_until_completed(scope: Scope) -> None:
     deliver(scope)
     pass_time(31)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -78,6 +79,20 @@ def test_what_is_told_is_the_line_that_logging_would_write(log, reader):
     told, logged, _ = map(orjson.loads, reader.getvalue().splitlines())
     assert list(told) == ["at", "level", "logger", "event", "request_id", "user_id", "status", "ms"]
     assert told | {"at": ""} == logged | {"at": ""}
+
+
+def test_celerys_word_of_an_exception_quotes_none():
+    try:
+        raise ValueError("my PIN is 4711")
+    except ValueError:
+        raised = sys.exc_info()
+    told = {"name": "memory.deliver", "id": "7", "description": "raised unexpected", "exc": repr(raised[1])}
+    celerys = "Task %(name)s[%(id)s] %(description)s: %(exc)s"
+    for form, args in ((celerys, (told,)), ("it failed: %s", (raised[1],))):
+        record = logging.LogRecord("celery.app.trace", logging.ERROR, "", 1, form, args, raised)
+        line = logs.JSONFormatter().format(record)
+        assert "4711" not in line
+        assert orjson.loads(line)["error"] == "ValueError"
 
 
 def test_what_is_told_reaches_whoever_else_listens(log, caplog):

@@ -154,3 +154,14 @@ def test_nothing_that_fails_ends_the_upkeep(redis, db, monkeypatch):
             upkeep._run(frozenset())
     finally:
         signals.ticked.disconnect(fail)
+
+
+def test_a_step_of_the_sweep_that_fails_keeps_no_other_from_being_done(mem0, redis, ann, sent, monkeypatch):
+    def fail() -> None:
+        raise ValueError("a fault of ours")
+
+    job = accept(ann)
+    sent.clear()
+    monkeypatch.setattr(delivery, "complete_overdue", fail)
+    assert swept() == 1
+    assert sent == [job.lane_id]
