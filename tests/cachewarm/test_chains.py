@@ -160,17 +160,15 @@ def cut(mem0) -> None:
     mem0.list = lambda *words: Listing(whole(*words).memories, complete=False)
 
 
-def test_with_local_search_too_a_user_whom_l3_cannot_rank_has_only_what_comes_again_searched(mem0, ann, settings):
-    settings.WARM_UPSTREAM_BUDGET = 3
+def test_with_local_search_too_a_user_whom_l3_cannot_rank_has_only_what_comes_again_searched(mem0, ann):
     cut(mem0)
     learned.note(Query(ann, "once?"))
-    come_again(ann, "one?", "two?", "three?", "four?")
+    come_again(ann, "one?", "two?")
     add(ann, "tea")
     mem0.calls.clear()
     assert work(the_run())[-1] == "completed"
-    assert mem0.calls.count("search") == 3
-    layers = [ask(ann, question).layer for question in ("one?", "two?", "three?", "four?", "once?")]
-    assert sorted(layers) == ["L2", "L2", "L2", "L4", "L4"]
+    assert mem0.calls.count("search") == 2, "neither the topics' nor what was asked once, though four may be"
+    assert [ask(ann, question).layer for question in ("one?", "two?", "once?")] == ["L2", "L2", "L4"]
 
 
 def test_what_l3_did_not_rank_for_once_is_not_searched_but_what_comes_again(mem0, ann, settings, monkeypatch):
