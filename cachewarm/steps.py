@@ -114,7 +114,7 @@ def _fill(
     for scope, (version, queries) in wanted.items():
         ranked = list(zip(queries, stack.L3.get_each(scope, queries, version, rules, vectors, store_now), strict=True))
         filled[scope] = [(query.fingerprint, entry) for query, entry in ranked if entry is not None]
-        if left := [query for query, entry in ranked if entry is None]:
+        if left := _searchable(scope, [query for query, entry in ranked if entry is None], rules):
             held[scope], searched = _search_each(scope, left, version, rules, allowed)
             filled[scope] += [(name, replace(entry, as_of=store_now)) for name, entry in searched]
     at_last = stack.L2.now() if held else store_now  # searches take their time
@@ -128,6 +128,11 @@ def _fill(
         for scope, (version, queries) in wanted.items()
         if queries and len(lives[scope]) == len(queries) and min(lives[scope])
     }
+
+
+def _searchable(scope: Scope, queries: Sequence[Query], rules: Policy) -> Sequence[Query]:
+    """Of what L3 did not answer, what the user comes back to (see 0020)."""
+    return warmset.again(scope, queries) if queries and rules.local_search == "on" else queries
 
 
 def _search_each(

@@ -11,11 +11,12 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import orjson
 from django.conf import settings
 from django.db import connection, transaction
 
 from cachewarm import learned, topics, warmset
-from memory import keys, stack, write
+from memory import keys, rank, stack, write
 from memory.tenancy.projects import Policy
 from memory.tenancy.projects import policy as policy_of
 from memory.types import Scope
@@ -24,14 +25,18 @@ CHUNK = 128
 """Users of one round trip to L2: some 3,000 keys."""
 
 # Warm by all that PostgreSQL knows: the last warm ended well, at the version that is current, and so did the summaries.
+# A question that may not be searched comes with its filters: it is in the warm set only if L3 evaluates them.
 _STANDING = """
 SELECT u.id, u.user_id, u.warmed_version, s.embedder, s.topics_digest,
-    coalesce((s.counts->>'memories')::bigint, 0) + coalesce((s.counts->>'expired')::bigint, 0),
+    coalesce((s.counts->>'memories')::bigint, 0) + coalesce((s.counts->>'expired')::bigint, 0), s.complete,
     CASE WHEN u.answers_until > now() + %(period)s * interval '1 second' THEN u.answers ELSE '' END,
-    array(SELECT q.fingerprint FROM cachewarm_learnedquery q
-        WHERE q.project_id = u.project_id AND q.user_id = u.user_id
-        AND q.weight > extract(epoch FROM now()) / %(half_life)s + %(doublings)s
-        ORDER BY q.weight DESC LIMIT %(most)s)
+    array(SELECT q.fingerprint || CASE WHEN q.query->>'filters' = '' THEN ''
+            WHEN q.weight > extract(epoch FROM now()) / %(half_life)s + %(again)s THEN ''
+            ELSE ' ' || (q.query->>'filters') END
+        FROM cachewarm_learnedquery q WHERE q.project_id = u.project_id AND q.user_id = u.user_id
+        AND q.weight > extract(epoch FROM now()) / %(half_life)s
+            + CASE WHEN s.complete THEN %(doublings)s ELSE %(again)s END
+        ORDER BY q.weight DESC LIMIT CASE WHEN s.complete THEN %(most)s ELSE %(few)s END)
 FROM memory_memoryuser u
 LEFT JOIN memory_pinversion v ON v.project_id = u.project_id AND v.kind = 'user' AND v.pin_id = u.user_id
 JOIN memory_snapshot s ON s.project_id = u.project_id AND s.user_id = u.user_id
@@ -63,13 +68,15 @@ def among(
     versions; `made_by` is what makes vectors now, `totals` how many memories Mem0 counts for each user by project
     (None: not asked). LayerUnavailable."""
     rules = policy_of(project)
-    kept = warmset.rule(rules, Scope(project))
+    kept, searched = warmset.rule(rules, Scope(project)), warmset.searched()
     values: dict[str, Any] = {
         "project": project,
         "users": list(users),
         "most": kept.most,
         "half_life": learned.HALF_LIFE_SECONDS,
         "doublings": learned.doublings(kept.worth),
+        "few": searched.most,
+        "again": learned.doublings(searched.worth),
         "period": settings.REBUILD_PERIOD_SECONDS,
     }
     with connection.cursor() as cursor:
@@ -77,7 +84,7 @@ def among(
         rows = cursor.fetchall()
     digest = topics.digest(topics.of(project))
     counted = None if totals is None else totals.get(str(project), {})
-    standing = [row for row in rows if row[3:6] == (made_by, digest, _count(row, counted))]
+    standing = [row for row in rows if row[3:5] == (made_by, digest) and _as_counted(row, counted)]
     return _answered(rules, standing, [query.fingerprint for query in kept.common])
 
 
@@ -109,17 +116,33 @@ def note(rules: Policy, kept: Mapping[Scope, tuple[int, Sequence[str], int]]) ->
             cursor.execute(_NOTE, (*map(list, zip(*noted, strict=True)), rules.id))
 
 
-def _count(row: Sequence[Any], counted: Mapping[str, Any] | None) -> int:
-    return int(row[5] if counted is None else counted.get(row[1], 0))
+def _as_counted(row: Sequence[Any], counted: Mapping[str, Any] | None) -> bool:
+    """Whether Mem0 counts what was listed; where that was only some, there are no fewer. A listing tells no more then,
+    either: it is made again with everybody's."""
+    if counted is None:
+        return True
+    there = int(counted.get(row[1], 0))
+    return bool(there == row[5] if row[6] else there >= row[5])
+
+
+def _rankable(asked: str) -> bool:
+    """Whether L3 evaluates the filters, if any, that come with a fingerprint."""
+    filters = asked.partition(" ")[2]
+    return not filters or rank.understands(orjson.loads(filters))
 
 
 def _answered(rules: Policy, rows: Sequence[Sequence[Any]], general: Sequence[str]) -> dict[int, int]:
     """Those whose warm set's answers are all in L2; `general` are the ones for everybody."""
     common = _asked(rules, general)
     standing = []
-    for key, user, version, *_, answers, own in rows:
-        prints = list(dict.fromkeys([*own, *general])) if own else general
-        noted = answers == _answers(version, _asked(rules, prints) if own else common)
+    for key, user, version, *_, complete, answers, asked in rows:
+        own = [one.partition(" ")[0] for one in asked if _rankable(one)]
+        if complete and not own:
+            prints, said = general, common
+        else:
+            prints = list(dict.fromkeys([*own, *(general if complete else ())]))
+            said = _asked(rules, prints)
+        noted = answers == _answers(version, said)
         standing.append(Standing(key, Scope(rules.id, user), version, prints, noted))
     nothing = [one for one in standing if not one.fingerprints]
     there = _there(rules, [one for one in standing if one.noted and one.fingerprints])

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import orjson
 from django.db.models import Model, QuerySet
 
-from memory import clock, read, stack, versions
+from memory import clock, db, read, stack, versions
 from memory.clock import Deadline
 from memory.layers.base import public
 from memory.models import Feedback, Job, Message, Session, Tier
@@ -50,7 +50,8 @@ def memories(found: Sequence[Memory]) -> Iterator[Line]:
 
 
 def chunks(lines: Iterable[Line], **audited: Any) -> Iterator[bytes]:
-    """JSON Lines in blocks. The log tells of it, whole or broken off."""
+    """JSON Lines in blocks. The log tells of it, whole or broken off. Whoever takes a block may take long over it, and
+    holds no connection meanwhile (PROTOCOL E)."""
     counts: Counter[str] = Counter()
     held, size, outcome = [], 0, "broken off"
     try:
@@ -59,8 +60,10 @@ def chunks(lines: Iterable[Line], **audited: Any) -> Iterator[bytes]:
             held.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z))
             size += len(held[-1])
             if size >= CHUNK_BYTES:
+                db.release()
                 yield b"".join(held)
                 held, size = [], 0
+        db.release()
         yield b"".join(held)
         outcome = "whole"
     finally:

@@ -11,7 +11,7 @@ from typing import IO, Any
 import orjson
 from django.conf import settings
 
-from memory import write
+from memory import db, write
 from memory.api.fields import Day, Field, Ident, Metadata, Record, Text, Wrong
 from memory.tenancy.projects import Policy
 from memory.types import Scope
@@ -90,10 +90,11 @@ def bring_in(
 def lines_of(stream: IO[bytes]) -> Iterator[bytes]:
     """A stream's lines; of one beyond MAX_BODY_BYTES no more than its beginning, which is not JSON.
 
-    By blocks: the web server's `readline` loses what comes after a line in the same chunk.
+    By blocks: the web server's `readline` loses what comes after a line in the same chunk. A client that sends slowly
+    holds no connection meanwhile (PROTOCOL E).
     """
     held, cut = b"", False
-    while block := stream.read(BLOCK_BYTES):
+    while block := _read(stream):
         *whole, held = (held + block).split(b"\n")
         for line in whole[1:] if cut else whole:
             yield line[: settings.MAX_BODY_BYTES]
@@ -104,6 +105,11 @@ def lines_of(stream: IO[bytes]) -> Iterator[bytes]:
             held, cut = b"", True
     if held and not cut:
         yield held[: settings.MAX_BODY_BYTES]
+
+
+def _read(stream: IO[bytes]) -> bytes:
+    db.release()
+    return stream.read(BLOCK_BYTES)
 
 
 def accepting(policy: Policy) -> Accept:

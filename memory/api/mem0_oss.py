@@ -231,6 +231,8 @@ def route(pattern: str, view: type[APIView], name: str) -> URLPattern:
 
 
 MEMORY = r"(?P<memory_id>[^/]+)"
+ENTITY = r"entities/(?P<kind>user|agent|run)/(?P<name>[\s\S]*[^/])"
+"""Never with a slash at its end, which may be the id's own or one too many: 404, as from the server."""
 
 urlpatterns = [
     route("memories", Memories, "memories"),
@@ -238,6 +240,6 @@ urlpatterns = [
     route(f"memories/{MEMORY}/history", History, "history"),
     route("search", Search, "search"),
     route("entities", Entities, "entities"),
-    route(r"entities/(?P<kind>user|agent|run)/(?P<name>[\s\S]+?)", Entity, "entity"),
+    re_path(rf"^{ENTITY}\Z", Entity.as_view(), name="oss-entity"),
     route(r"(?:reset|configure(?:/providers)?|generate-instructions)", NotHere, "not-offered"),
 ]

@@ -297,7 +297,7 @@ class Profile(Mem0Door):
         """The topics and what was said lately."""
         scope = self.user(name)
         current = versions.current(scope.pin, self.policy.generation)
-        held = stack.L3.snapshot(scope.project, scope.pin.id)
+        held = stack.L3.snapshot(scope.project, scope.pin.id, current.floor)
         topics = {topic: [row["memory"] for row in rows] for topic, rows in held.topics.items() if rows} if held else {}
         behind = held is None or held.summary_version < current.number
         return Response(
@@ -510,11 +510,15 @@ def _event(job: Job) -> dict[str, Any]:
 
 def route(pattern: str, view: type[APIView], name: str) -> URLPattern:
     """A path with or without a slash at its end, and with the second one in front that some clients send."""
-    return re_path(rf"^/?{pattern}/?\Z", view.as_view(), name=f"mem0-{name}")
+    return _path(f"{pattern}/?", view, name)
+
+
+def _path(pattern: str, view: type[APIView], name: str) -> URLPattern:
+    return re_path(rf"^/?{pattern}\Z", view.as_view(), name=f"mem0-{name}")
 
 
 MEMORY = r"(?P<memory_id>[^/]+)"
-NAME = r"(?P<name>[\s\S]+?)"
+NAME = r"(?P<name>[\s\S]+)"
 
 urlpatterns = [
     route("v1/ping", Ping, "ping"),
@@ -527,7 +531,8 @@ urlpatterns = [
     route("v1/batch", Batch, "batch"),
     route("v1/entities", Entities, "entities"),
     route(f"v2/entities/user/{NAME}/profile", Profile, "profile"),
-    route(f"v[12]/entities/(?P<kind>user|agent|run|app)/{NAME}", Entity, "entity"),
+    # With the slash that clients send: were it optional, an id's own could be taken for it, and another entity deleted.
+    _path(f"v[12]/entities/(?P<kind>user|agent|run|app)/{NAME}/", Entity, "entity"),
     route("v1/event/(?P<event_id>[^/]+)", Event, "event"),
     route("v1/events", Events, "events"),
     route("v1/feedback", Rate, "feedback"),

@@ -1,5 +1,5 @@
 """The native routes of memories, users and jobs. An id in a path is any text: it may hold slashes, and nothing is
-normalised. A slash at the end is the same route."""
+normalised. A slash at the end is the same route, but where the path ends in such an id: there it is the id's."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ urlpatterns = [
     route("stats", stats.Stats, "stats"),
 ]
 WHOLE_USER = [route(f"users/{USER}", users.OneUser, "user")]
-"""Last of all routes: an id may be any text, also what follows one elsewhere."""
+"""Last of all routes: an id may be any text, also what follows one elsewhere. Not with a slash at its end, though."""
 
 
 def tidy(endpoints: list[tuple[str, str, str, object]]) -> list[tuple[str, str, str, object]]:

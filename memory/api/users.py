@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from rest_framework.exceptions import NotFound
+from rest_framework.exceptions import NotFound, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -19,6 +19,11 @@ from memory.errors import Overloaded
 from memory.invalidate import invalidate
 from memory.models import Erasure, Job
 from memory.tenancy.auth import admit, may_see
+
+SLASH = (
+    "ends in a slash: a path does not tell whether that is the id's own or one too many, and nobody is erased "
+    "by mistake. The admin erases such a user."
+)
 
 
 class Summary(Door):
@@ -85,6 +90,8 @@ class OneUser(Door):
     )
     def delete(self, request: Request, user_id: str) -> Response:
         """Begin a new life of this id; the receipt, or where to ask for it."""
+        if user_id.endswith("/"):
+            raise ValidationError({"user_id": [SLASH]})
         key = idempotency(request)
         sent = bodies.either(request, bodies.ERASE)
         deadline = Deadline.after(sent["timeout_ms"] / 1000)

@@ -13,11 +13,11 @@ from django.db.models.functions import Now
 
 from cachewarm import chains, learned, runs, tasks, warmset
 from cachewarm.models import LearnedQuery, Topic, WarmRun
-from memory import delivery, read, signals, write
+from memory import delivery, read, signals, stack, write
 from memory.clock import Deadline
 from memory.models import Job, MemoryUser, Snapshot
 from memory.tenancy.projects import policy
-from memory.types import Answer, Query, Scope
+from memory.types import Answer, Listing, Query, Scope
 from memory.write import Write
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -152,6 +152,35 @@ def test_without_local_search_what_is_not_asked_any_more_is_not_kept_warm(ann, s
     assert [query.text for query in warmset.of(ann)] == ["tea?"]
     LearnedQuery.objects.update(weight=F("weight") - 1)  # a week
     assert warmset.of(ann) == []
+
+
+def cut(mem0) -> None:
+    """From now on Mem0 lists only some of a user's memories."""
+    whole = mem0.list
+    mem0.list = lambda *words: Listing(whole(*words).memories, complete=False)
+
+
+def test_with_local_search_too_a_user_whom_l3_cannot_rank_has_only_what_comes_again_searched(mem0, ann):
+    cut(mem0)
+    learned.note(Query(ann, "once?"))
+    come_again(ann, "one?", "two?")
+    add(ann, "tea")
+    mem0.calls.clear()
+    assert work(the_run())[-1] == "completed"
+    assert mem0.calls.count("search") == 2, "neither the topics' nor what was asked once, though four may be"
+    assert [ask(ann, question).layer for question in ("one?", "two?", "once?")] == ["L2", "L2", "L4"]
+
+
+def test_what_l3_did_not_rank_for_once_is_not_searched_but_what_comes_again(mem0, ann, settings, monkeypatch):
+    """Its rows may have moved on meanwhile."""
+    come_again(ann, "again?")
+    learned.note(Query(ann, "once?"))
+    learned.save()
+    add(ann, "tea")
+    monkeypatch.setattr(type(stack.L3), "get_each", lambda self, user, queries, *more: [None] * len(queries))
+    mem0.calls.clear()
+    work(the_run())
+    assert mem0.calls.count("search") == 1
 
 
 def test_an_answer_that_is_warm_already_is_not_searched_again(mem0, ann, settings, few_topics):

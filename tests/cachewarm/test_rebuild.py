@@ -29,7 +29,7 @@ from memory.errors import EmbedderError, OriginUnavailable
 from memory.models import MemoryUser, Snapshot
 from memory.tenancy import projects
 from memory.tenancy.projects import policy
-from memory.types import Query, Scope
+from memory.types import Listing, Query, Scope
 from memory.write import Write
 from tests.live import ROOT, eventually
 
@@ -271,6 +271,43 @@ def test_without_local_search_who_comes_back_to_nothing_is_left_alone_with_an_em
         asked(mem0, ann, redis)
     assert (lightly().unchanged, lightly().unchanged) == (1, 2)
     assert mem0.calls.count("search") == 1
+
+
+def test_over_rest_a_user_of_more_memories_than_a_listing_holds_is_left_alone_too(mem0, project, settings, redis):
+    """Mem0 counts more than it lists; of such a user what comes again is searched, and nothing else is kept."""
+    settings.REBUILD_FULL_EVERY = 8
+    (ann,) = know(project, "ann")
+    mem0.store(ann, "I keep two cats")
+    whole = mem0.list
+    mem0.list = lambda *words: Listing(whole(*words).memories, complete=False)
+    total = {"type": "user", "id": "ann", "total_memories": 1500}
+    mem0.entities = lambda deadline: ([total], True)
+    run()
+    asked(mem0, ann, redis)
+    mem0.calls.clear()
+    assert lightly().unchanged == 1
+    asked(mem0, ann, redis)
+    assert (lightly().unchanged, lightly().unchanged) == (0, 1)
+    evicted(mem0, ann, redis)
+    assert (lightly().unchanged, lightly().unchanged) == (0, 1)
+    assert mem0.calls == ["list", "search"] * 2
+    total["total_memories"] = 0
+    assert lightly().unchanged == 0
+
+
+def test_over_rest_a_question_that_only_mem0_evaluates_is_searched_when_it_comes_again(mem0, project, settings):
+    settings.REBUILD_FULL_EVERY = 8
+    (ann,) = know(project, "ann")
+    run()
+    filters = '{"dish":{"icontains":"Phở"}}'
+    searches = []
+    for _ in range(2):
+        learned.note(Query(ann, "Where?", filters=filters))
+        learned.save()
+        run()
+        assert lightly().unchanged == 1
+        searches.append(mem0.calls.count("search"))
+    assert searches == [0, 1]
 
 
 def test_over_rest_an_answer_that_expires_with_a_memory_of_its_own_is_kept_until_then(mem0, project, settings):

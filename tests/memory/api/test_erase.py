@@ -64,6 +64,15 @@ def test_without_a_user_nothing_is_erased(api):
     assert Erasure.objects.count() == 0
 
 
+@pytest.mark.parametrize("path", ["/users/ann/", "/users/ann%2F?wait=none", "/users//"])
+def test_a_slash_at_the_end_is_never_taken_for_part_of_an_id_that_nobody_has(api, path):
+    refused = api.delete(path)
+    assert refused.status_code == 400
+    (error,) = refused.json()["errors"]
+    assert (error["field"], "slash" in error["message"], "admin" in error["message"]) == ("user_id", True, True)
+    assert Erasure.objects.count() == 0
+
+
 def test_a_key_of_one_user_erases_that_one_alone(api, make_key):
     ben = make_key("write", user_id="ben")
     refused = ben.delete("/users/ann?wait=none")

@@ -111,6 +111,18 @@ def test_everything_under_an_id_is_deleted(server, mem0):
     assert mem0.texts() == []
 
 
+@pytest.mark.parametrize("path", ["/entities/user/a%2F", "/entities/user/a%2Fb/", "/entities/user/a/"])
+def test_an_entity_with_a_slash_at_its_end_is_404_and_nobodys_memories_are_deleted(server, mem0, path):
+    for name in ("a", "a/", "a/b"):
+        server.add(name, user_id=name)
+    response = server.send("DELETE", path)
+    assert (response.status_code, "detail" in response.json()) == (404, True)
+    assert mem0.texts() == ["a", "a/", "a/b"]
+    assert server.send("DELETE", "/entities/user/a%2Fb").status_code == 200
+    assert server.send("DELETE", "/memories?user_id=a%2F").status_code == 200
+    assert mem0.texts() == ["a"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status"),
     [

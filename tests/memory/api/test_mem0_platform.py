@@ -396,6 +396,16 @@ def test_entities_are_listed_and_deleted(ann_calls, mem0):
     assert ann_calls.send("DELETE", "/v2/entities/app/shop/").status_code == 501
 
 
+def test_the_slash_after_an_entity_is_the_routes_and_no_id_is_shortened_to_anothers(ann_calls, mem0):
+    ann_calls.add("tea", user_id="a")
+    ann_calls.add("milk", user_id="a/")
+    assert ann_calls.send("DELETE", "/v2/entities/user/a").status_code == 404
+    assert ann_calls.send("GET", "/v2/entities/user/a%2F/profile/").json()["entity_id"] == "a/"
+    assert mem0.texts() == ["tea", "milk"]
+    assert ann_calls.send("DELETE", "/v2/entities/user/a%2F/").status_code == 200
+    assert mem0.texts() == ["tea"]
+
+
 # -- the rest ----------------------------------------------------------------------------------------------------------
 
 
@@ -422,6 +432,21 @@ def test_a_profile_is_what_l3_holds(caller, project):
     )
     told = caller().send("GET", "/v2/entities/user/ann/profile/").json()
     assert (told["status"], told["profile"]) == ("succeeded", {"food": ["tea"]})
+
+
+def test_b9_a_profile_below_the_floor_is_not_served(caller, project, api):
+    Snapshot.objects.create(
+        project=project,
+        user_id="ann",
+        version=0,
+        complete=True,
+        summary_version=0,
+        topics={"food": [{"memory": "tea"}]},
+    )
+    api.post("/users/ann/invalidate")
+    assert api.get("/users/ann/summary").json()["topics"] == {}
+    told = caller().send("GET", "/v2/entities/user/ann/profile/").json()
+    assert (told["status"], told["profile"], told["updated_at"]) == ("pending", {}, None)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
+from django.db import connection
 from django.test import Client
 
 from cachewarm.models import LearnedQuery
+from memory import exports
 from memory.api import imports
 from memory.models import Job, MemoryUser
+from memory.tenancy.projects import policy
 from memory.types import Scope
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -122,6 +125,46 @@ def test_an_export_is_imported_elsewhere_as_it_was(api, other, worker, project, 
     found = other.get("/users/ann/memories").json()["results"]
     assert {(one["memory"], one["agent_id"]) for one in found} == {("tea", None), ("milk", "cook")}
     assert [one["metadata"] for one in found if one["memory"] == "tea"] == [{"a": 1}]
+
+
+class Slow:
+    """A client's body, a line for each read; before each somebody looks whether a connection is held."""
+
+    def __init__(self, *lines: dict[str, Any]) -> None:
+        self._lines = [json.dumps(line).encode() + b"\n" for line in lines]
+        self.held: list[bool] = []
+
+    def read(self, size: int) -> bytes:
+        self.held.append(connection.connection is not None)
+        return self._lines.pop(0) if self._lines else b""
+
+
+def test_a_client_that_sends_slowly_holds_no_connection(project, monkeypatch):
+    """PROTOCOL E."""
+    monkeypatch.setattr(imports, "BATCH_FACTS", 1)
+    slow = Slow(fact("tea"), fact("milk"), fact("cats"))
+    accept = imports.accepting(policy(project.pk))
+    assert imports.bring_in(imports.lines_of(slow), project.pk, accept, "k").jobs == 3
+    assert slow.held == [False] * 4
+
+
+def test_a_client_that_reads_slowly_holds_no_connection_and_misses_nothing(api, project, monkeypatch):
+    """PROTOCOL E."""
+    monkeypatch.setattr(exports, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(exports, "ROWS", 2)
+    said = [str(number) for number in range(5)]
+    for session in ("s", "t", "u"):
+        messages = [{"role": "user", "content": content} for content in said]
+        api.post("/stm/add_message", {"user_id": "ann", "session_id": session, "messages": messages})
+    LearnedQuery.objects.create(project=project, user_id="ann", fingerprint="f", query={"text": "drink?"}, weight=1)
+    blocks, held = [], []
+    for block in Client().get("/api/v1/users/ann/export", headers=api.headers):
+        held.append(connection.connection is not None)
+        blocks.append(block)
+    lines = [json.loads(block) for block in blocks if block]
+    assert [line["content"] for line in lines if line["type"] == "message"] == said * 3
+    assert (lines[-2]["type"], lines[-1]["type"]) == ("question", "end")
+    assert not any(held)
 
 
 def test_an_export_that_mem0_cut_says_so(api, project, mem0, monkeypatch, tmp_path):
