@@ -18,11 +18,14 @@ from django.db import connection
 
 from memory import bulkhead, db
 from memory.clock import Deadline
+from memory.errors import Overloaded
 from memory.models import Job
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.02
+PAUSE_SECONDS = 1.0
+"""After asking failed in a way nobody foresaw: each failure is logged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +61,21 @@ def until_warm(job: Job, deadline: Deadline) -> Outcome:
 
 
 class _Watch:
-    """Waiters by key, and the one question that answers all of them."""
+    """Waiters by key, and the one thread that asks for all of them while there are any."""
 
     def __init__(self, ask: Callable[[list[Any]], dict[Any, Any]]) -> None:
         self._ask = ask
         self._waiters: dict[Any, list[Future[Any]]] = {}
+        self._watching = False
         self._lock = threading.Lock()
 
     def wait(self, key: Any, deadline: Deadline) -> Any:
-        """What was answered for the key; None at the deadline."""
+        """What was answered for the key; None at the deadline. Overloaded when no thread can be had to ask."""
         waiter: Future[Any] = Future()
         with self._lock:
-            idle = not self._waiters
+            if not self._watching:  # it may have none to ask for and still sleep: then it finds this one
+                self._start()
             self._waiters.setdefault(key, []).append(waiter)
-        if idle:
-            threading.Thread(target=self._watch, name="waits", daemon=True).start()
         try:
             return waiter.result(timeout=deadline.remaining())
         except NotDone:
@@ -83,22 +86,41 @@ class _Watch:
                 if left:
                     self._waiters[key] = left
 
+    def _start(self) -> None:
+        try:
+            threading.Thread(target=self._watch, name="waits", daemon=True).start()
+        except RuntimeError as error:
+            raise Overloaded("no thread to wait with", retry_after=1) from error
+        self._watching = True
+
     def _watch(self) -> None:
         try:
             while keys := self._keys():
-                try:
-                    answers = self._ask(keys)
-                except DatabaseError:  # PostgreSQL is away: those who wait do so until their deadlines
-                    answers = {}
-                    db.release()
-                for key, answer in answers.items():
-                    self._tell(key, answer)
-                time.sleep(TICK_SECONDS)
+                time.sleep(self._tick(keys))
+        except BaseException:  # whatever ends this thread, the next to wait starts another
+            with self._lock:
+                self._watching = False
+            raise
+
+    def _tick(self, keys: list[Any]) -> float:
+        """Ask and tell; the seconds to sleep then, without a connection."""
+        try:
+            answers = self._ask(keys)
+        except DatabaseError:  # PostgreSQL is away: those who wait do so until their deadlines
+            answers = {}
+        except Exception:  # a thread's border: those who wait have no other to ask for them
+            log.exception("waits cannot be looked after")
+            return PAUSE_SECONDS
         finally:
             db.release()
+        for key, answer in answers.items():
+            self._tell(key, answer)
+        return TICK_SECONDS
 
     def _keys(self) -> list[Any]:
+        """Who waits for what; where nobody does the watch has ended, before another may wait."""
         with self._lock:
+            self._watching = bool(self._waiters)
             return list(self._waiters)
 
     def _tell(self, key: Any, answer: Any) -> None:
