@@ -30,10 +30,12 @@ PAUSE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The job as it stood at the end of the wait; `warm` is {status, reason?} where that was waited for and ended."""
+    """The job as it stood at the end of the wait; `warm` is {status, reason?} where that was waited for and ended,
+    `late` when the deadline passed before it did."""
 
     job: Job
     warm: dict[str, str] | None = None
+    late: bool = False
 
 
 def until_stored(job: Job, deadline: Deadline) -> Outcome:
@@ -41,7 +43,7 @@ def until_stored(job: Job, deadline: Deadline) -> Outcome:
     db.release()
     with bulkhead.waiting():
         _jobs.wait(job.pk, deadline)
-    return Outcome(Job.objects.get(pk=job.pk))
+    return Outcome(_now(job))
 
 
 def until_warm(job: Job, deadline: Deadline) -> Outcome:
@@ -49,7 +51,7 @@ def until_warm(job: Job, deadline: Deadline) -> Outcome:
     db.release()
     with bulkhead.waiting():
         _jobs.wait(job.pk, deadline)
-        ended = Job.objects.get(pk=job.pk)
+        ended = _now(job)
         if ended.state != "completed":
             return Outcome(ended)
         if not settings.PROACTIVE_CACHE_ENABLED:
@@ -57,7 +59,18 @@ def until_warm(job: Job, deadline: Deadline) -> Outcome:
         if ended.user_id is None or ended.version is None:
             return Outcome(ended, {"status": "off", "reason": "only users are warmed"})
         db.release()
-        return Outcome(ended, _warms.wait((ended.project_id, ended.user_id, ended.version), deadline))
+        warm = _warms.wait((ended.project_id, ended.user_id, ended.version), deadline)
+        return Outcome(ended, warm, late=warm is None)
+
+
+def _now(job: Job) -> Job:
+    """The job as PostgreSQL has it. While it is away, as it was: the write is accepted, and an error would have the
+    caller send it again."""
+    try:
+        return Job.objects.get(pk=job.pk)
+    except DatabaseError:
+        db.release()
+        return job
 
 
 class _Watch:
