@@ -181,6 +181,28 @@ def test_what_a_failed_job_did_not_store_stays_until_dismissed(mem0, ann):
     assert texts(ann) == []
 
 
+@pytest.mark.parametrize("each", [1, 250])
+def test_g2_however_many_failed_before_what_is_accepted_is_found(mem0, ann, monkeypatch, each):
+    """In many jobs, and in one."""
+    monkeypatch.setattr(pending, "MOST_JOBS", 20)
+    for _ in range(0, 250, 10 * each):
+        accept(ann, *["old"] * each)
+    Job.objects.update(state="failed", reason="rejected")
+    accept(ann, "my cat is called Zed")
+    found = ask(ann).pending
+    assert [item.text for item in found.items if not item.failed] == ["my cat is called Zed"]
+    assert found.jobs == 1
+
+
+def test_of_too_many_items_the_newest_are_shown_oldest_first_and_what_failed_last_chosen(mem0, ann, monkeypatch):
+    monkeypatch.setattr(pending, "MOST_ITEMS", 5)
+    jobs = [accept(ann, *(f"{name}{n}" for n in range(2))) for name in "abcd"]
+    assert texts(ann) == ["b0", "c0", "c1", "d0", "d1"]
+    Job.objects.filter(pk__in=[jobs[1].pk, jobs[3].pk]).update(state="failed")
+    pending.changed(ann.pins(), 1)
+    assert texts(ann) == ["a0", "a1", "c0", "c1", "d0"]
+
+
 def test_pending_facts_are_found_by_each_id_they_name_and_no_other(mem0, ann, ben):
     scope = Scope(ann.project, "ann", "bot")
     accept(scope, "tea")
