@@ -150,8 +150,8 @@ def stored(pin: Pin) -> Pending:
 
 
 def changed(pins: Iterable[Pin], generation: int) -> None:
-    """Let readers ask PostgreSQL again: call after the commit that accepted or ended a job. Without Redis's
-    confirmation the copy goes by itself within one lease."""
+    """Let readers ask PostgreSQL again: call after the commit that accepted or ended a job, with the generation read
+    after it too (`versions.generation`). Without Redis's confirmation the copy goes by itself within one lease."""
     with suppress(redis.RedisError):
         redis_wire.ask(*[("DEL", *_copied(pin, generation)) for pin in pins])
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import orjson
 import pytest
-from django.db import transaction
+from django.db import OperationalError, transaction
 
 from memory import delivery, keys, pending, read, redis_wire, versions, write
 from memory.clock import Deadline
 from memory.errors import OriginRejected
-from memory.models import Job
+from memory.models import Job, Project
 from memory.tenancy.projects import policy
 from memory.types import Query, Scope
 from memory.write import Write
@@ -56,6 +56,28 @@ def test_the_copy_spares_the_next_reader_a_query(mem0, ann, django_assert_num_qu
     pending.current(ann.pin, 1)
     with django_assert_num_queries(0):
         assert texts(ann) == ["tea"]
+
+
+def test_b5_a_writer_that_knows_a_former_generation_tells_the_readers_of_the_latest(mem0, ann):
+    """It moved twice since the writer's process read it."""
+    rules = policy(ann.project)
+    Project.objects.update(generation=rules.generation + 2)
+    assert pending.current(ann.pin, rules.generation + 2).items == ()
+    job = write.accept(Write("add", ann, {"memories": [{"text": "tea"}]}), rules).job
+    assert [item.text for item in pending.current(ann.pin, rules.generation + 2).items] == ["tea"]
+    Job.objects.filter(pk=job.pk).update(state="failed")
+    write.dismiss(Job.objects.get())
+    assert pending.current(ann.pin, rules.generation + 2).items == ()
+
+
+def test_an_accepted_write_stays_accepted_where_the_generation_cannot_be_read_after_it(mem0, ann, monkeypatch):
+    def away(project):
+        raise OperationalError("away")
+
+    monkeypatch.setattr(versions, "_generation", away)
+    assert texts(ann) == []
+    accept(ann, "tea")
+    assert texts(ann) == ["tea"]
 
 
 def test_an_old_copy_is_not_stored_over_a_newer_state(mem0, ann, redis):
