@@ -86,7 +86,7 @@ def accept(user: Pin, policy: Policy, idempotency_key: str | None = None, body_d
     except DatabaseError as error:
         raise DatabaseUnavailable("the erase was not accepted") from error
     versions.publish(moved)
-    pending.changed(under, policy.generation)
+    pending.changed(under, versions.generation(user.project, policy.generation))
     write.wake(lane)
     log.info("erase accepted", extra={"project": user.project, "user_id": user.id, "version": str(moved[0])})
     return began

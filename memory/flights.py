@@ -19,7 +19,7 @@ import redis
 
 from memory import metrics, redis_wire
 from memory.clock import Deadline
-from memory.errors import OriginTimeout
+from memory.errors import OriginBusy, OriginTimeout
 
 T = TypeVar("T")
 
@@ -59,6 +59,9 @@ def join(key: Hashable, load: Callable[[], T], deadline: Deadline, project: int 
             raise OriginTimeout("an identical search is still under way") from error
         except OriginTimeout:
             if deadline.passed or not leaders.passed:
+                raise
+        except OriginBusy:  # there was no room before the leader's deadline, known before that passed
+            if deadline.passed or deadline.at <= leaders.at:
                 raise
 
 

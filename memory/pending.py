@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -32,10 +34,13 @@ MOST_MESSAGES = 100
 _ID = re.compile(rf"{PREFIX}([0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}})-[0-9]{{1,9}}", re.IGNORECASE)
 
 # In SQL, as the first question of every user pays for them: put together by the ORM each time they cost ten times as
-# much. What an open job is: memory/models/jobs.py.
+# much. What an open job is: memory/models/jobs.py. Each half reads the index of open jobs; what failed, however much,
+# leaves room for what is on its way.
 _JOBS = """
-SELECT * FROM memory_job WHERE (state IN %s OR state = 'failed' AND dismissed_at IS NULL)
-    AND project_id = %s AND {kind}_id = %s ORDER BY number LIMIT %s
+(SELECT * FROM memory_job WHERE state IN %s AND project_id = %s AND {kind}_id = %s ORDER BY number DESC LIMIT %s)
+UNION ALL
+(SELECT * FROM memory_job WHERE state = 'failed' AND dismissed_at IS NULL AND project_id = %s AND {kind}_id = %s
+    ORDER BY number DESC LIMIT %s)
 """
 _SAID = """
 SELECT s.session_id, m.turn, m.content, m.metadata::text, m.created_at FROM memory_message m
@@ -80,7 +85,8 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """How many jobs a pin has open, and what they carry: oldest first, at most MOST_ITEMS."""
+    """How many jobs of a pin are unfinished, MOST_JOBS at most, and what it has open: oldest first. Of more than
+    MOST_ITEMS the newest are chosen, what failed after what is on its way."""
 
     jobs: int
     items: tuple[Item, ...]
@@ -135,18 +141,17 @@ def stored(pin: Pin) -> Pending:
         said = _said(pin) if pin.kind == "user" else []
     except DatabaseError as error:
         raise DatabaseUnavailable("the pending set cannot be read") from error
-    jobs = Job.objects.raw(_JOBS.format(kind=pin.kind), (UNFINISHED, pin.project, pin.id, MOST_JOBS))
+    mine = (pin.project, pin.id, MOST_JOBS)
     try:
-        found = list(jobs)
+        found = list(Job.objects.raw(_JOBS.format(kind=pin.kind), (UNFINISHED, *mine, *mine)))
     except DatabaseError as error:
         raise DatabaseUnavailable("the pending set cannot be read") from error
-    items = [item for job in found for item in _items(job)]
-    return Pending(sum(job.state != "failed" for job in found), (*items[:MOST_ITEMS], *said))
+    return Pending(sum(job.state != "failed" for job in found), (*_chosen(found), *said))
 
 
 def changed(pins: Iterable[Pin], generation: int) -> None:
-    """Let readers ask PostgreSQL again: call after the commit that accepted or ended a job. Without Redis's
-    confirmation the copy goes by itself within one lease."""
+    """Let readers ask PostgreSQL again: call after the commit that accepted or ended a job, with the generation read
+    after it too (`versions.generation`). Without Redis's confirmation the copy goes by itself within one lease."""
     with suppress(redis.RedisError):
         redis_wire.ask(*[("DEL", *_copied(pin, generation)) for pin in pins])
 
@@ -182,6 +187,15 @@ def _pack(found: Pending) -> bytes:
         for item in found.items
     ]
     return orjson.dumps((found.jobs, items), option=orjson.OPT_NON_STR_KEYS)
+
+
+def _chosen(jobs: Iterable[Job]) -> list[Item]:
+    chosen: list[tuple[int, list[Item]]] = []
+    left = MOST_ITEMS
+    for job in sorted(jobs, key=lambda job: (job.state == "failed", -job.number)):
+        chosen.append((job.number, list(islice(_items(job), left))))
+        left -= len(chosen[-1][1])
+    return [item for _, items in sorted(chosen, key=itemgetter(0)) for item in items]
 
 
 def _items(job: Job) -> Iterable[Item]:

@@ -13,6 +13,7 @@ from django.conf import settings
 
 from memory import bulkhead, clock, db, flights, metrics, pending, rank, refreshing, signals, stack, versions
 from memory.clock import Deadline
+from memory.embedders.base import patience
 from memory.errors import DatabaseUnavailable, LayerError, MemsvcError, OriginError
 from memory.layers.base import encode, expired
 from memory.layers.l0_process import Held
@@ -117,12 +118,12 @@ def _answer(
 ) -> Answer:
     if version is None:
         return _uncached(query, policy, deadline, wish)
-    if wish.consistency != "fresh" and (answer := _cached(query, policy, version, trip, wish)) is not None:
+    if wish.consistency != "fresh" and (answer := _cached(query, policy, version, trip, wish, deadline)):
         return answer
     try:
         answer = _load(query, policy, version, trip, _spared(deadline), shared=wish.consistency != "fresh")
     except OriginError as error:
-        return _degraded(query, policy, version, trip, error)
+        return _degraded(query, policy, version, trip, deadline, error)
     signals.loaded.send(sender=None, query=query, count=answer.entry.count)
     return answer
 
@@ -224,7 +225,9 @@ def _state(query: Query, policy: Policy, trip: Trip | None, wish: Wish) -> tuple
     return unstored, version
 
 
-def _cached(query: Query, policy: Policy, version: Version, trip: Trip | None, wish: Wish) -> Answer | None:
+def _cached(
+    query: Query, policy: Policy, version: Version, trip: Trip | None, wish: Wish, deadline: Deadline
+) -> Answer | None:
     """The answer of the first layer that is current; for `eventual`, also a copy a little behind."""
     if (found := _held(query, policy, version, trip)) is not None:
         return found
@@ -232,7 +235,8 @@ def _cached(query: Query, policy: Policy, version: Version, trip: Trip | None, w
     if wish.consistency == "eventual" and (old := _behind(query, policy, version, trip, wish)) is not None:
         refreshing.begin((query, policy.generation), lambda: _refresh(query, policy))
         return old
-    local = _lookup("L3", policy, lambda: stack.L3.get(query, version, policy))
+    with patience(until=_halfway(deadline)):
+        local = _lookup("L3", policy, lambda: stack.L3.get(query, version, policy))
     metrics.count("lookups", project=policy.id, layer="L3", outcome="miss" if local is None else "hit")
     if local is None:
         return None
@@ -337,15 +341,23 @@ def _spared(deadline: Deadline) -> Deadline:
     return Deadline(deadline.at - min(SPARE_SECONDS, deadline.remaining() * SPARE_PART))
 
 
+def _halfway(deadline: Deadline) -> float:
+    """Until when a vector may be waited for: whoever gets none asks Mem0, or ranks by words, in the rest."""
+    return deadline.at - deadline.remaining() / 2
+
+
 def _unconfirmed(held: Held, policy: Policy, reason: str) -> Answer:
     metrics.count("degraded", project=policy.id, reason=reason)
     return Answer(held.entry, None, "L0", stale=True, degraded=True, reason=reason, age_ms=held.age_ms)
 
 
-def _degraded(query: Query, policy: Policy, version: Version, trip: Trip | None, error: OriginError) -> Answer:
+def _degraded(
+    query: Query, policy: Policy, version: Version, trip: Trip | None, deadline: Deadline, error: OriginError
+) -> Answer:
     """Mem0 is away: the newest copy above the floor, or L3's own ranking, labelled; else the error itself."""
     copies: list[Answer] = []
-    local = _lookup("L3", policy, lambda: stack.L3.degraded(query, version, policy))
+    with patience(until=_halfway(deadline)):
+        local = _lookup("L3", policy, lambda: stack.L3.degraded(query, version, policy))
     if local is not None:
         entry, partial = local
         copies.append(Answer(entry, version, "L3", age_ms=_age_ms(entry, trip), partial=partial))

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from functools import cache as once
 from functools import partial
+from math import inf
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
@@ -18,6 +19,7 @@ from django.conf import settings
 
 from memory import clock, db, merge, metrics, nearness, rank, read, stack
 from memory.clock import Deadline
+from memory.embedders.base import patience
 from memory.errors import DatabaseUnavailable, LayerError, MemsvcError, OriginTimeout
 from memory.layers.l0_process import OVERHEAD_BYTES, ByteLRU
 from memory.layers.l2_results import Trip
@@ -66,13 +68,14 @@ def search(
     Errors as `read.search`; with a session that has something to say, Mem0's silence is only said in the answer.
     """
     if session_id is None:
-        return _merged(query, read.search(query, policy, deadline, wish), (), None, explain=explain)
+        alone = read.search(query, policy, deadline, wish)
+        return _merged(query, alone, (), None, explain=explain, until=deadline.at)
     trip = read.trip(query, policy, session.names(session_id, query, policy.generation))
     told = session.cached(session_id, query, policy, trip.also) if trip else None
     look = partial(session.look, session_id, query, policy)
     by_words = partial(look, by_words=True)
     if trip is not None and (answer := read.at_hand(query, policy, trip, wish)) is not None:
-        return _merged(query, answer, *_told(told, look, by_words), explain=explain)
+        return _merged(query, answer, *_told(told, look, by_words), explain=explain, until=deadline.at)
     ltm = _start(lambda: read.search(query, policy, deadline, wish, trip))
     near = _done(told) if told else _start(look)
     return _first(query, policy, trip, ltm, near, by_words, deadline, explain=explain)
@@ -139,12 +142,12 @@ def _first(
         wait([ltm], timeout=deadline.remaining())
     error = ltm.exception() if ltm.done() else OriginTimeout("Mem0 did not answer in time")
     if error is None:
-        return _merged(query, ltm.result(), found, stm, explain=explain)
+        return _merged(query, ltm.result(), found, stm, explain=explain, until=deadline.at)
     if not found or not (isinstance(error, MemsvcError) and error.retryable):
         raise error
     reason = error.code if ltm.done() else "ltm_late"
     metrics.count("degraded", project=policy.id, reason=reason)
-    return _merged(query, _alone(reason, trip), found, stm, explain=explain)
+    return _merged(query, _alone(reason, trip), found, stm, explain=explain, until=deadline.at)
 
 
 def _alone(reason: str, trip: Trip | None) -> Answer:
@@ -167,7 +170,9 @@ def _budget() -> float:
     return settings.STM_BUDGET_MS / 1000
 
 
-def _merged(query: Query, answer: Answer, said: Sequence[Near], stm: str | None, *, explain: bool) -> Recalled:
+def _merged(
+    query: Query, answer: Answer, said: Sequence[Near], stm: str | None, *, explain: bool, until: float = inf
+) -> Recalled:
     items = answer.pending.of(query.scope) if answer.pending else ()
     if not items and not said:
         return Recalled(answer, answer.entry.results, stm)
@@ -177,7 +182,9 @@ def _merged(query: Query, answer: Answer, said: Sequence[Near], stm: str | None,
         if before is not None and before[0] is parts[0] and before[1] is parts[1]:
             return Recalled(answer, before[2], stm)
     results = orjson.loads(answer.entry.results)
-    near = merge.needed([*on_their_way(query, items), *said], results, answer.entry.stored_by())
+    with patience(until):
+        waiting = on_their_way(query, items)
+    near = merge.needed([*waiting, *said], results, answer.entry.stored_by())
     if not near:
         return Recalled(answer, answer.entry.results, stm)
     weights = Weights(settings.MERGE_BOTH_PERCENT / 100, settings.MERGE_STM_PERCENT / 100)

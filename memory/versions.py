@@ -249,6 +249,15 @@ def in_lock_order(pins: Iterable[Pin]) -> Sequence[Pin]:
     return sorted(set(pins), key=lambda pin: (pin.project, KINDS.index(pin.kind), pin.id))
 
 
+def generation(project: int, known: int) -> int:
+    """The project's generation, read after the caller's commit so that no reader of a later one is left untold; the one
+    it knows while PostgreSQL cannot tell (docs/decisions/0002)."""
+    try:
+        return _generation(project)
+    except DatabaseError:
+        return known
+
+
 def _generation(project: int) -> int:
     with connection.cursor() as cursor:
         cursor.execute("SELECT generation FROM memory_project WHERE id = %s", (project,))

@@ -18,19 +18,24 @@ from django.db import connection
 
 from memory import bulkhead, db
 from memory.clock import Deadline
+from memory.errors import Overloaded
 from memory.models import Job
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.02
+PAUSE_SECONDS = 1.0
+"""After asking failed in a way nobody foresaw: each failure is logged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The job as it stood at the end of the wait; `warm` is {status, reason?} where that was waited for and ended."""
+    """The job as it stood at the end of the wait; `warm` is {status, reason?} where that was waited for and ended,
+    `late` when the deadline passed before it did."""
 
     job: Job
     warm: dict[str, str] | None = None
+    late: bool = False
 
 
 def until_stored(job: Job, deadline: Deadline) -> Outcome:
@@ -38,7 +43,7 @@ def until_stored(job: Job, deadline: Deadline) -> Outcome:
     db.release()
     with bulkhead.waiting():
         _jobs.wait(job.pk, deadline)
-    return Outcome(Job.objects.get(pk=job.pk))
+    return Outcome(_now(job))
 
 
 def until_warm(job: Job, deadline: Deadline) -> Outcome:
@@ -46,7 +51,7 @@ def until_warm(job: Job, deadline: Deadline) -> Outcome:
     db.release()
     with bulkhead.waiting():
         _jobs.wait(job.pk, deadline)
-        ended = Job.objects.get(pk=job.pk)
+        ended = _now(job)
         if ended.state != "completed":
             return Outcome(ended)
         if not settings.PROACTIVE_CACHE_ENABLED:
@@ -54,25 +59,36 @@ def until_warm(job: Job, deadline: Deadline) -> Outcome:
         if ended.user_id is None or ended.version is None:
             return Outcome(ended, {"status": "off", "reason": "only users are warmed"})
         db.release()
-        return Outcome(ended, _warms.wait((ended.project_id, ended.user_id, ended.version), deadline))
+        warm = _warms.wait((ended.project_id, ended.user_id, ended.version), deadline)
+        return Outcome(ended, warm, late=warm is None)
+
+
+def _now(job: Job) -> Job:
+    """The job as PostgreSQL has it. While it is away, as it was: the write is accepted, and an error would have the
+    caller send it again."""
+    try:
+        return Job.objects.get(pk=job.pk)
+    except DatabaseError:
+        db.release()
+        return job
 
 
 class _Watch:
-    """Waiters by key, and the one question that answers all of them."""
+    """Waiters by key, and the one thread that asks for all of them while there are any."""
 
     def __init__(self, ask: Callable[[list[Any]], dict[Any, Any]]) -> None:
         self._ask = ask
         self._waiters: dict[Any, list[Future[Any]]] = {}
+        self._watching = False
         self._lock = threading.Lock()
 
     def wait(self, key: Any, deadline: Deadline) -> Any:
-        """What was answered for the key; None at the deadline."""
+        """What was answered for the key; None at the deadline. Overloaded when no thread can be had to ask."""
         waiter: Future[Any] = Future()
         with self._lock:
-            idle = not self._waiters
+            if not self._watching:  # it may have none to ask for and still sleep: then it finds this one
+                self._start()
             self._waiters.setdefault(key, []).append(waiter)
-        if idle:
-            threading.Thread(target=self._watch, name="waits", daemon=True).start()
         try:
             return waiter.result(timeout=deadline.remaining())
         except NotDone:
@@ -83,22 +99,41 @@ class _Watch:
                 if left:
                     self._waiters[key] = left
 
+    def _start(self) -> None:
+        try:
+            threading.Thread(target=self._watch, name="waits", daemon=True).start()
+        except RuntimeError as error:
+            raise Overloaded("no thread to wait with", retry_after=1) from error
+        self._watching = True
+
     def _watch(self) -> None:
         try:
             while keys := self._keys():
-                try:
-                    answers = self._ask(keys)
-                except DatabaseError:  # PostgreSQL is away: those who wait do so until their deadlines
-                    answers = {}
-                    db.release()
-                for key, answer in answers.items():
-                    self._tell(key, answer)
-                time.sleep(TICK_SECONDS)
+                time.sleep(self._tick(keys))
+        except BaseException:  # whatever ends this thread, the next to wait starts another
+            with self._lock:
+                self._watching = False
+            raise
+
+    def _tick(self, keys: list[Any]) -> float:
+        """Ask and tell; the seconds to sleep then, without a connection."""
+        try:
+            answers = self._ask(keys)
+        except DatabaseError:  # PostgreSQL is away: those who wait do so until their deadlines
+            answers = {}
+        except Exception:  # a thread's border: those who wait have no other to ask for them
+            log.exception("waits cannot be looked after")
+            return PAUSE_SECONDS
         finally:
             db.release()
+        for key, answer in answers.items():
+            self._tell(key, answer)
+        return TICK_SECONDS
 
     def _keys(self) -> list[Any]:
+        """Who waits for what; where nobody does the watch has ended, before another may wait."""
         with self._lock:
+            self._watching = bool(self._waiters)
             return list(self._waiters)
 
     def _tell(self, key: Any, answer: Any) -> None:

@@ -103,7 +103,7 @@ def accept(write: Write, policy: Policy) -> Accepted:
     except DatabaseError as error:
         log.warning("write not accepted", extra={"reason": type(error.__cause__ or error).__name__})
         raise DatabaseUnavailable("the write was not accepted") from error
-    pending.changed(write.scope.pins(), policy.generation)
+    pending.changed(write.scope.pins(), versions.generation(policy.id, policy.generation))
     wake(job.lane_id)
     return Accepted(job, replayed=False)
 
@@ -234,7 +234,8 @@ def _mode(kind: str) -> Literal["share", "exclude"]:
 
 
 def _reopened(job: Job) -> None:
-    pending.changed(scope(job).pins(), projects.policy(job.project_id).generation)
+    known = projects.policy(job.project_id).generation
+    pending.changed(scope(job).pins(), versions.generation(job.project_id, known))
 
 
 def touch_user(project_id: int, user_id: str) -> None:

@@ -74,6 +74,7 @@ class Words:
     name = "words"
     dimensions = 384
     symmetric = False
+    remote = False
 
     def __init__(self) -> None:
         self.texts = 0

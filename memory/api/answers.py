@@ -74,7 +74,7 @@ def waited(request: HttpRequest, outcome: Outcome) -> Response:
         told = {key: report[key] for key in ("job_id", "results", "failed")}
         body = problems.describe(request, "job_failed", job.error or job.reason or None, **told)
         return Response(body, status=status.HTTP_502_BAD_GATEWAY, content_type=problems.MEDIA_TYPE)
-    if job.state != "completed":
+    if outcome.late or job.state != "completed":
         return accepted(request, job, job.state)
     done = {key: report[key] for key in ("job_id", "status", "version", "results")}
     return Response(done | ({"warm": outcome.warm} if outcome.warm else {}))

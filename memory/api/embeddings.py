@@ -133,6 +133,7 @@ class _Bounded:
 
     def __init__(self, embedder: Embedder) -> None:
         self.name, self.dimensions, self.symmetric = embedder.name, embedder.dimensions, embedder.symmetric
+        self.remote = embedder.remote
         self._embedder = embedder
 
     def embed(self, texts: Sequence[str], action: Action) -> Vectors:

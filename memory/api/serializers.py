@@ -74,10 +74,10 @@ class IsPending(Problem):
 
 
 class Accepted(s.Serializer[object]):
-    """A write that is kept and will be done."""
+    """A write that is kept and will be done; what was waited for may be late although the job has ended."""
 
     job_id = s.UUIDField()
-    status = s.ChoiceField(choices=UNFINISHED)
+    status = s.ChoiceField(choices=STATES)
     status_url = _text()
 
 

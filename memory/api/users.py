@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
+from django.db import Error as DatabaseError
 from rest_framework.exceptions import NotFound, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -99,7 +100,8 @@ class OneUser(Door):
         if sent["wait"] != "none" and erasure.job is not None:
             with suppress(Overloaded):  # too many wait already, and the erase goes on without this one
                 waits.until_stored(erasure.job, deadline)
-            erasure = Erasure.objects.select_related("job").get(pk=erasure.pk)
+            with suppress(DatabaseError):  # PostgreSQL is away: as it was accepted
+                erasure = Erasure.objects.select_related("job").get(pk=erasure.pk)
         return answers.erased(request, erasure)
 
 

@@ -141,7 +141,8 @@ def _complete(job: Job) -> bool:
 
 def _left_pending(job: Job) -> None:
     """Only now, after its version was published: a reader finds the fact in Mem0's answer or among the pending (C1)."""
-    pending.changed(write.scope(job).pins(), policy(job.project_id).generation)
+    known = policy(job.project_id).generation
+    pending.changed(write.scope(job).pins(), versions.generation(job.project_id, known))
 
 
 def tell(moved: Sequence[Version]) -> None:

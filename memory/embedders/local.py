@@ -32,6 +32,7 @@ class LocalEmbedder:
 
     name = "multilingual-e5-small-q4"
     dimensions = 384
+    remote = False
 
     def __init__(self) -> None:
         try:

@@ -15,7 +15,7 @@ from django.conf import settings
 from requests.adapters import HTTPAdapter
 
 from memory.clock import Deadline
-from memory.embedders.base import Action, Vectors
+from memory.embedders.base import Action, Vectors, allowed
 from memory.errors import EmbedderError
 
 BATCH_TEXTS = 96
@@ -34,7 +34,10 @@ def make() -> OpenAIEmbedder:
 
 
 class OpenAIEmbedder:
-    """Symmetric: the action is ignored. Each batch has `timeout` seconds, one retry included."""
+    """Symmetric: the action is ignored. Each batch has `timeout` seconds, one retry included, or less where its caller
+    has less patience."""
+
+    remote = True
 
     def __init__(self, url: str, key: str, model: str, dimensions: int, timeout: float) -> None:
         self.name = model
@@ -56,7 +59,9 @@ class OpenAIEmbedder:
         return vectors
 
     def _batch(self, texts: list[str]) -> Vectors:
-        deadline = Deadline.after(self._timeout)
+        deadline = allowed(self._timeout)
+        if deadline.passed:
+            raise EmbedderError("there is no time to wait for the embedder")
         response = self._post(texts, deadline)
         if response is None or response.status_code in _RETRYABLE:
             pause = _pause(response)

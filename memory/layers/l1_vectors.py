@@ -14,9 +14,9 @@ import numpy as np
 import redis
 from django.conf import settings
 
-from memory import keys, metrics, redis_wire
+from memory import bulkhead, db, keys, metrics, redis_wire
 from memory.embedders.base import Action, Embedder, Vectors
-from memory.errors import EmbedderError, LayerUnavailable
+from memory.errors import EmbedderError, LayerUnavailable, Overloaded
 from memory.text import nfc
 
 LAYER = "L1"
@@ -25,14 +25,20 @@ CHUNK = 128
 
 
 class CachedEmbedder:
-    """An embedder with L1 before it, for one project. A failing Redis costs a computation, never an answer."""
+    """An embedder with L1 before it, for one project. A failing Redis costs a computation, never an answer.
 
-    def __init__(self, embedder: Embedder, project: int) -> None:
+    A remote one is waited for without a connection to PostgreSQL and, where a search waits (`bounded`), with one of the
+    places for waiting: without one EmbedderError.
+    """
+
+    def __init__(self, embedder: Embedder, project: int, *, bounded: bool = False) -> None:
         self.name = embedder.name
         self.dimensions = embedder.dimensions
         self.symmetric = embedder.symmetric
         self.project = project
+        self.remote = embedder.remote
         self._embedder = embedder
+        self._bounded = bounded
         self._secret = hmac.digest(settings.SECRET_KEY.encode(), b"memsvc.l1", "sha256")
 
     def embed(self, texts: Sequence[str], action: Action) -> Vectors:
@@ -91,12 +97,22 @@ class CachedEmbedder:
 
     def _compute(self, texts: Sequence[str], action: Action) -> Vectors:
         try:
-            vectors = self._embedder.embed(texts, action)
+            vectors = self._waited(texts, action) if self.remote else self._embedder.embed(texts, action)
         except EmbedderError:
             metrics.count("embeddings", len(texts), project=self.project, outcome="error")
             raise
         metrics.count("embeddings", len(texts), project=self.project, outcome="computed")
         return vectors
+
+    def _waited(self, texts: Sequence[str], action: Action) -> Vectors:
+        db.release()
+        if not self._bounded:
+            return self._embedder.embed(texts, action)
+        try:
+            with bulkhead.waiting():
+                return self._embedder.embed(texts, action)
+        except Overloaded as error:
+            raise EmbedderError("too many wait for the embedder or for Mem0") from error
 
     def _store(self, vectors: Mapping[str, Vectors]) -> None:
         names = list(vectors)

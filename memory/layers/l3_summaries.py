@@ -535,7 +535,7 @@ def _vectors(texts: Sequence[str], project: int, known: Mapping[str, Vectors]) -
         embedder = embedders.get()
         if embedder is None:
             raise EmbedderError("there is no embedder")
-        made = CachedEmbedder(embedder, project).embed(missing, "search")
+        made = CachedEmbedder(embedder, project, bounded=True).embed(missing, "search")
         known = {**known, **dict(zip(missing, made, strict=True))}
     return [known[text] for text in texts]
 

@@ -46,8 +46,7 @@ def extract(session_pk: int) -> int:
         if held is None or not extraction_due(held, rules):
             return 0
         jobs = _hand_over(held, rules)
-    session_versions.publish(held, rules.generation, asked)
-    _told(held, jobs, rules)
+    _tell(held, jobs, rules, asked)
     return len(jobs)
 
 
@@ -67,8 +66,7 @@ def end(session_pk: int, *, overdue: bool = False) -> bool:
             return False
         jobs = _hand_over(held, rules) if rules.extract_on != "never" else []
         Session.objects.filter(pk=session_pk).delete()
-    session_versions.publish(held, rules.generation, asked, ended=True)
-    _told(held, jobs, rules)
+    _tell(held, jobs, rules, asked, ended=True)
     log.info("session ended", extra={"project": rules.id, "user_id": held.user_id, "jobs": len(jobs)})
     return True
 
@@ -117,8 +115,11 @@ def _unextracted(session: Session) -> list[tuple[int, dict[str, str]]]:
     return [(turn, {"role": role, "content": content}) for turn, role, content in said if content.strip()]
 
 
-def _told(session: Session, jobs: Sequence[Job], rules: Policy) -> None:
-    pending.changed(_scope(session).pins(), rules.generation)
+def _tell(session: Session, jobs: Sequence[Job], rules: Policy, asked: float, *, ended: bool = False) -> None:
+    """After the commit."""
+    generation = versions.generation(rules.id, rules.generation)
+    session_versions.publish(session, generation, asked, ended=ended)
+    pending.changed(_scope(session).pins(), generation)
     for job in jobs:
         write.wake(job.lane_id)
 

@@ -20,6 +20,7 @@ from memory.stm import lifecycle, tokens, versions
 from memory.stm.tiers import due
 from memory.tenancy.projects import Policy
 from memory.types import Scope
+from memory.versions import generation
 from memory.write import touch_user
 
 
@@ -68,9 +69,10 @@ def add(session_id: str, user_id: str | None, said: Sequence[Said], policy: Poli
     except DatabaseError as error:
         raise DatabaseUnavailable("the messages were not kept") from error
     if session.turns > before:
-        versions.publish(session, policy.generation, asked)
+        now = generation(policy.id, policy.generation)
+        versions.publish(session, now, asked)
         if policy.extract_on != "never":
-            pending.changed(Scope(policy.id, session.user_id).pins(), policy.generation)
+            pending.changed(Scope(policy.id, session.user_id).pins(), now)
         if due(session) or lifecycle.extraction_due(session, policy):
             _wake(session.pk)
     return Added(session, turns)

@@ -19,6 +19,7 @@ from memory.models import Message, Session, Tier
 from memory.stm import extractive, llm, tokens, versions
 from memory.stm.extractive import Turn
 from memory.tenancy.projects import policy
+from memory.versions import generation
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ def _keep(session: Session, last: int, made: Sequence[Tier]) -> str:
         _save(made)
         Session.objects.filter(pk=session.pk).update(summarised=last)
         versions.move(held)
-    versions.publish(held, policy(held.project_id).generation, asked)
+    known = policy(held.project_id).generation
+    versions.publish(held, generation(held.project_id, known), asked)
     return f"summarised {last}"
 
 

@@ -74,8 +74,11 @@ def take(key: int, limit: int) -> Standing:
         if block is not None and block.limit == limit and block.left > 0 and clock.now() < block.ends_at:
             block.left -= 1
             return Standing(limit, block.beyond + block.left)
-        before = _blocks.pop(key, None)
-    return _leased(key, limit, before if before is not None and before.limit == limit else None)
+        back = 0
+        if block is not None and not block.local:  # a share of this process's own stays where other threads find it
+            del _blocks[key]
+            back = block.left if block.limit == limit else 0
+    return _leased(key, limit, back)
 
 
 def forget() -> None:
@@ -84,14 +87,13 @@ def forget() -> None:
         _blocks.clear()
 
 
-def _leased(key: int, limit: int, before: _Block | None) -> Standing:
+def _leased(key: int, limit: int, back: int) -> Standing:
     wanted = max(1, limit // BLOCK_PART)
-    back = before.left if before is not None and not before.local else 0
     window = WINDOW_SECONDS * 1000
     try:
         given, beyond, wait = cache().register_script(_LEASE)(keys=[keys.rate(key)], args=[limit, back, wanted, window])
     except redis.RedisError:
-        return _own_share(key, limit, before)
+        return _own_share(key, limit)
     if given < 1:
         return Standing(limit, 0, max(wait, 1) / 1000)
     with _lock:
@@ -103,13 +105,13 @@ def _leased(key: int, limit: int, before: _Block | None) -> Standing:
     return Standing(limit, beyond + left)
 
 
-def _own_share(key: int, limit: int, before: _Block | None) -> Standing:
+def _own_share(key: int, limit: int) -> Standing:
     """A bucket of this process alone, an even part of the limit: it starts with a block and grows with time."""
     share = max(1, limit // settings.WEB_PROCESSES)
     with _lock:
         now = clock.now()
-        bucket = _blocks.get(key, before)
-        if bucket is None or not bucket.local:
+        bucket = _blocks.get(key)
+        if bucket is None or not bucket.local or bucket.limit != limit:
             bucket = _Block(limit, max(1, share // BLOCK_PART), 0, 0.0, now)
         grown = int((now - bucket.local) * share / WINDOW_SECONDS)
         if grown:

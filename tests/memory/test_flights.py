@@ -14,7 +14,7 @@ from django.conf import settings as configured
 
 from memory import flights
 from memory.clock import Deadline
-from memory.errors import OriginTimeout, OriginUnavailable
+from memory.errors import OriginBusy, OriginError, OriginTimeout, OriginUnavailable
 from tests.live import eventually
 
 LEASE, RESULT = "ms:{t}:f", "ms:{t}:q"
@@ -134,21 +134,35 @@ def test_without_redis_each_process_loads_for_itself(dead_redis):
     assert across(None, lambda: WANTED) == (WANTED, True)
 
 
-def test_a_follower_shares_the_leaders_error_but_not_its_lack_of_time():
+@pytest.mark.parametrize(("error", "leaders"), [(OriginTimeout("late"), 0), (OriginBusy("no room before that"), 30)])
+def test_a_follower_shares_the_leaders_error_but_not_its_lack_of_time(error, leaders):
     """The leader had a moment only; who has more asks again."""
+    assert led_and_followed(error, leaders, 60) == ("mine", True)
+
+
+def test_a_follower_without_more_time_shares_that_there_is_no_room():
+    busy = OriginBusy("no room before that")
+    assert led_and_followed(busy, 30, 20) is busy
+
+
+def led_and_followed(error: OriginError, leaders: float, followers: float) -> object:
+    """What a follower gets of a load that raises the error; deadlines in seconds from now."""
     joined = threading.Event()
     outcomes: list[object] = []
 
-    def short() -> str:
+    def fail() -> str:
         joined.wait(5)
-        raise OriginTimeout("the leader's deadline")
+        raise error
 
     def lead() -> None:
-        with pytest.raises(OriginTimeout):
-            flights.join("k", short, Deadline.after(0))
+        with pytest.raises(type(error)):
+            flights.join("k", fail, Deadline.after(leaders))
 
     def follow() -> None:
-        outcomes.append(flights.join("k", lambda: "mine", Deadline.after(5)))
+        try:
+            outcomes.append(flights.join("k", lambda: "mine", Deadline.after(followers)))
+        except OriginError as told:
+            outcomes.append(told)
 
     leader = threading.Thread(target=lead)
     leader.start()
@@ -160,7 +174,8 @@ def test_a_follower_shares_the_leaders_error_but_not_its_lack_of_time():
     joined.set()
     leader.join()
     follower.join()
-    assert outcomes == [("mine", True)]
+    (outcome,) = outcomes
+    return outcome
 
 
 def test_a_follower_shares_what_mem0_said_to_the_leader():

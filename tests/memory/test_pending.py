@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import orjson
 import pytest
-from django.db import transaction
+from django.db import OperationalError, transaction
 
 from memory import delivery, keys, pending, read, redis_wire, versions, write
 from memory.clock import Deadline
 from memory.errors import OriginRejected
-from memory.models import Job
+from memory.models import Job, Project
 from memory.tenancy.projects import policy
 from memory.types import Query, Scope
 from memory.write import Write
@@ -56,6 +56,28 @@ def test_the_copy_spares_the_next_reader_a_query(mem0, ann, django_assert_num_qu
     pending.current(ann.pin, 1)
     with django_assert_num_queries(0):
         assert texts(ann) == ["tea"]
+
+
+def test_b5_a_writer_that_knows_a_former_generation_tells_the_readers_of_the_latest(mem0, ann):
+    """It moved twice since the writer's process read it."""
+    rules = policy(ann.project)
+    Project.objects.update(generation=rules.generation + 2)
+    assert pending.current(ann.pin, rules.generation + 2).items == ()
+    job = write.accept(Write("add", ann, {"memories": [{"text": "tea"}]}), rules).job
+    assert [item.text for item in pending.current(ann.pin, rules.generation + 2).items] == ["tea"]
+    Job.objects.filter(pk=job.pk).update(state="failed")
+    write.dismiss(Job.objects.get())
+    assert pending.current(ann.pin, rules.generation + 2).items == ()
+
+
+def test_an_accepted_write_stays_accepted_where_the_generation_cannot_be_read_after_it(mem0, ann, monkeypatch):
+    def away(project):
+        raise OperationalError("away")
+
+    monkeypatch.setattr(versions, "_generation", away)
+    assert texts(ann) == []
+    accept(ann, "tea")
+    assert texts(ann) == ["tea"]
 
 
 def test_an_old_copy_is_not_stored_over_a_newer_state(mem0, ann, redis):
@@ -179,6 +201,28 @@ def test_what_a_failed_job_did_not_store_stays_until_dismissed(mem0, ann):
     assert pending.current(ann.pin, 1).jobs == 0
     write.dismiss(Job.objects.get())
     assert texts(ann) == []
+
+
+@pytest.mark.parametrize("each", [1, 250])
+def test_g2_however_many_failed_before_what_is_accepted_is_found(mem0, ann, monkeypatch, each):
+    """In many jobs, and in one."""
+    monkeypatch.setattr(pending, "MOST_JOBS", 20)
+    for _ in range(0, 250, 10 * each):
+        accept(ann, *["old"] * each)
+    Job.objects.update(state="failed", reason="rejected")
+    accept(ann, "my cat is called Zed")
+    found = ask(ann).pending
+    assert [item.text for item in found.items if not item.failed] == ["my cat is called Zed"]
+    assert found.jobs == 1
+
+
+def test_of_too_many_items_the_newest_are_shown_oldest_first_and_what_failed_last_chosen(mem0, ann, monkeypatch):
+    monkeypatch.setattr(pending, "MOST_ITEMS", 5)
+    jobs = [accept(ann, *(f"{name}{n}" for n in range(2))) for name in "abcd"]
+    assert texts(ann) == ["b0", "c0", "c1", "d0", "d1"]
+    Job.objects.filter(pk__in=[jobs[1].pk, jobs[3].pk]).update(state="failed")
+    pending.changed(ann.pins(), 1)
+    assert texts(ann) == ["a0", "a1", "c0", "c1", "d0"]
 
 
 def test_pending_facts_are_found_by_each_id_they_name_and_no_other(mem0, ann, ben):

@@ -8,15 +8,17 @@ from datetime import UTC, datetime, timedelta
 
 import orjson
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 
 from bench.stm import trips
-from memory import delivery, keys, read, refreshing, stack, versions, write
+from memory import bulkhead, delivery, embedders, keys, read, recall, refreshing, stack, versions, write
 from memory.clock import Deadline
-from memory.errors import OriginTimeout, OriginUnavailable
+from memory.embedders import base
+from memory.errors import EmbedderError, OriginTimeout, OriginUnavailable, Overloaded
 from memory.layers.base import pack
 from memory.layers.l0_process import ProcessLayer
-from memory.models import Project
+from memory.layers.l3_summaries import model
+from memory.models import Project, Snapshot
 from memory.read import VersionBehind, Wish
 from memory.tenancy import projects
 from memory.tenancy.projects import policy
@@ -417,3 +419,61 @@ def test_a_new_generation_makes_every_cached_answer_unreachable(mem0, ann, proje
 def test_marks_are_in_no_answer(mem0, ann):
     add(ann, "tea")
     assert b"memsvc_" not in ask(ann).entry.results
+
+
+class Remote:
+    """An embedder behind a network that does not answer; what is held meanwhile, and how long it may be waited for."""
+
+    name, dimensions, symmetric, remote = "remote", 3, True, True
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[bool, int, float]] = []
+
+    def embed(self, texts, action):
+        free = bulkhead._places()._value  # type: ignore[attr-defined]
+        self.seen.append((connection.connection is not None, bulkhead.places() - free, base.allowed(60).remaining()))
+        raise EmbedderError("no answer")
+
+
+@pytest.fixture
+def remote(ann, settings, monkeypatch) -> Remote:
+    """The embedder, and L3 with what Ann has: nothing, at her first version."""
+    settings.LOCAL_SEARCH = "on"
+    embedder = Remote()
+    monkeypatch.setattr(embedders, "get", lambda: embedder)
+    Snapshot.objects.create(
+        project_id=ann.project, user_id="ann", version=0, summary_version=0, complete=True, embedder=model()
+    )
+    return embedder
+
+
+def test_e_a_remote_embedder_is_waited_for_in_a_place_without_a_connection_and_half_the_time(mem0, ann, remote):
+    assert ask(ann).layer == "L4"
+    ((connected, places, seconds),) = remote.seen
+    assert (connected, places) == (False, 1)
+    assert 0 < seconds <= 2.5
+
+
+def test_e_while_every_place_is_taken_a_remote_embedder_is_not_waited_for(mem0, ann, remote, monkeypatch):
+    full = threading.BoundedSemaphore(1)
+    full.acquire()
+    monkeypatch.setattr(bulkhead, "_places", lambda: full)
+    with pytest.raises(Overloaded):
+        ask(ann)
+    assert not remote.seen
+
+
+def test_while_mem0_is_away_too_words_rank_in_time(mem0, ann, remote):
+    mem0.down = True
+    assert ask(ann).layer == "L3"
+    assert [connected for connected, _, _ in remote.seen] == [False, False]
+    assert max(seconds for _, _, seconds in remote.seen) <= 2.5
+
+
+def test_what_is_on_its_way_waits_for_an_embedder_no_longer_than_its_search(mem0, ann, remote):
+    write.accept(Write("add", ann, {"memories": [{"text": "tea"}]}), policy(ann.project))
+    found = recall.search(Query(ann, "drink?"), policy(ann.project), Deadline.after(5))
+    assert [one["memory"] for one in orjson.loads(found.results)] == ["tea"]
+    connected, _, seconds = remote.seen[-1]
+    assert not connected
+    assert seconds <= 5

@@ -6,11 +6,11 @@ import threading
 import uuid
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 from django.db.models.functions import Now
 
 from memory import upkeep
-from memory.models import Erasure
+from memory.models import Erasure, Job
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -55,6 +55,18 @@ def test_at_its_deadline_it_says_where_to_ask(api, mem0):
     shown = api.get(answer["Location"].partition("/api/v1")[2])
     assert (shown.status_code, shown.json()["status"]) == (200, "pending")
     assert api.delete("/users/ann?wait=none").json()["erasure_id"] == answer.json()["erasure_id"]
+
+
+def test_an_erase_is_accepted_although_postgresql_goes_away_while_it_is_waited_for(api, monkeypatch):
+    def gone(*_, **__):
+        raise OperationalError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Job.objects, "get", gone)
+        patch.setattr(Erasure.objects, "select_related", gone)
+        answer = api.delete("/users/ann?timeout_ms=1")
+    assert answer.status_code == 202
+    assert answer.json()["erasure_id"] == str(Erasure.objects.get().erasure_id)
 
 
 def test_without_a_user_nothing_is_erased(api):

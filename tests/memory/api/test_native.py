@@ -8,6 +8,7 @@ import uuid
 from urllib.parse import quote
 
 import pytest
+from django.db import OperationalError
 
 from memory import bulkhead
 from memory.errors import OriginRejected
@@ -61,6 +62,24 @@ def test_a_wait_past_its_deadline_answers_with_the_job(api):
     response = api.add("tea", timeout_ms=50)
     assert response.status_code == 202
     assert Job.objects.get(job_id=response.json()["job_id"]).state == "pending"
+
+
+def test_a_warm_that_is_late_is_202_of_a_completed_job(api, worker, settings):
+    settings.PROACTIVE_CACHE_ENABLED = True
+    response = api.add("tea", wait="warm", timeout_ms=1500)
+    assert (response.status_code, response.json()["status"]) == (202, "completed")
+
+
+@pytest.mark.parametrize("wait", ["stored", "warm"])
+def test_a_write_is_accepted_although_postgresql_goes_away_while_it_is_waited_for(api, monkeypatch, wait):
+    def gone(*_, **__):
+        raise OperationalError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Job.objects, "get", gone)
+        response = api.add("tea", wait=wait, timeout_ms=50)
+    assert response.status_code == 202
+    assert response.json()["job_id"] == str(Job.objects.get().job_id)
 
 
 def test_a_waited_write_that_mem0_refuses_is_a_problem_with_its_job(api, worker, mem0):

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from memory import clock
+from memory.embedders.base import patience
 from memory.embedders.openai import BATCH_TEXTS, OpenAIEmbedder
 from memory.errors import EmbedderError
 
@@ -151,6 +153,17 @@ def test_an_answer_that_cannot_be_used_is_an_error(endpoint, answer, says):
     endpoint.faults = [(200, {}, answer)]
     with pytest.raises(EmbedderError, match=says):
         endpoint.embedder().embed(["a"], "search")
+
+
+def test_nobody_is_waited_for_longer_than_the_caller_has_patience(endpoint):
+    endpoint.faults = [(503, {"Retry-After": "5"}, {})]
+    embedder = endpoint.embedder(timeout=60)
+    with patience(clock.now() + 4), pytest.raises(EmbedderError, match="503"):
+        embedder.embed(["a"], "search")
+    with patience(clock.now()), pytest.raises(EmbedderError, match="no time"):
+        embedder.embed(["a"], "search")
+    assert len(endpoint.requests) == 1
+    assert embedder.embed(["a"], "search").shape == (1, DIMENSIONS)
 
 
 def test_nobody_there_is_an_error():

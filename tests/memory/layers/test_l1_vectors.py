@@ -20,6 +20,7 @@ class Counting:
     name = "counting/v1"
     dimensions = 16
     symmetric = False
+    remote = False
 
     def __init__(self) -> None:
         self.asked: list[str] = []

@@ -7,9 +7,10 @@ import threading
 import pytest
 from django.db import connection
 
+from memory import pending
 from memory.errors import DatabaseUnavailable
-from memory.models import Message, Session
-from memory.stm import store
+from memory.models import Message, Project, Session
+from memory.stm import lifecycle, store, versions
 from memory.stm.store import AnotherUser, Said, UserNeeded
 from memory.tenancy.projects import Policy, policy
 from tests.live import eventually
@@ -81,3 +82,24 @@ def test_every_message_moves_the_sessions_version(say):
     seen = [say(text).session.version for text in ("one", "two", "three")]
     assert seen == sorted(set(seen))
     assert Session.objects.get().version == seen[-1]
+
+
+def test_b5_a_writer_that_knows_a_former_generation_tells_the_readers_of_the_latest(ann, project, say, extract_on):
+    extract_on("end")
+    rules = policy(ann.project)
+    latest = rules.generation + 2
+    Project.objects.update(generation=latest)
+
+    def known() -> tuple[versions.State | None, list[str]]:
+        copy, _ = versions.take(ann.pin, "s", latest)
+        return copy, [item.text for item in pending.current(ann.pin, latest).items]
+
+    _, token = versions.take(ann.pin, "s", latest)
+    versions.keep(ann.pin, "s", latest, versions.NONE, token)
+    assert known() == (versions.NONE, [])
+    session = store.add("s", "ann", [Said("user", "tea", {})], rules).session
+    assert known() == (versions.State(session.pk, session.version), ["tea"])
+    lifecycle.end(session.pk)
+    copy, told = known()
+    assert (copy.row, told) == (0, ["tea"])
+    assert [item.kind for item in pending.current(ann.pin, latest).items if item.job] == ["extract"]

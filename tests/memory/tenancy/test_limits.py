@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import redis as redis_client
 from django.test import Client
 
 from memory import clock
@@ -63,6 +64,31 @@ def test_without_the_store_each_process_keeps_to_its_share(dead_redis, settings,
     assert 1 <= passed(1, 120, 200) <= 60
     time.now += 60
     assert passed(1, 120, 200) == 60
+
+
+def test_without_the_store_a_share_holds_for_requests_that_cross(dead_redis, settings, time, monkeypatch):
+    """While one finds the store away, another begins and ends."""
+    settings.WEB_PROCESSES = 1
+    share = passed(1, 120, 200)
+    others = []
+
+    def crossed():
+        if not others:
+            others.append(limits.Standing(120, 0))
+            others[0] = limits.take(1, 120)
+        raise redis_client.RedisError("away")
+
+    monkeypatch.setattr(limits, "cache", crossed)
+    assert limits.take(1, 120).wait > 0
+    assert others[0].wait > 0
+    time.now += 60
+    assert share < passed(1, 120, 200) == 120
+
+
+def test_without_the_store_a_changed_limit_holds_at_once(dead_redis, settings, time):
+    settings.WEB_PROCESSES = 1
+    assert passed(1, 1200, 200) == 60
+    assert passed(1, 20, 20) == 1
 
 
 @pytest.mark.django_db
