@@ -365,8 +365,8 @@ def test_g3_of_a_conversation_stored_by_halves_the_rest_is_stored_too(sdk, ann, 
     job = fresh(job)
     assert job.state == "completed"
     assert [(item["index"], item["memory"]) for item in job.results] == [(0, "tea"), (2, "phở"), (3, "tea")]
-    listed = sdk.list(ann, Deadline.after(10)).memories
-    assert sorted(row.text for row in listed) == ["phở", "tea", "tea"]
+    marked = sdk.find_marked(ann, str(job.job_id), [], Deadline.after(10)).memories
+    assert sorted(row.text for row in marked) == ["phở", "tea", "tea"]
 
 
 def test_a_fault_of_ours_holds_its_lane_for_a_while_and_tells_no_text(mem0, ann, settings, caplog):
