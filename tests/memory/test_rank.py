@@ -298,6 +298,29 @@ def test_common_vietnamese_is_known_without_any_rows_in_it():
     assert rank.meant("con meo ten gi", rows("Ann has a cat")) == "con mèo tên gì"
 
 
+TOLD = rows(
+    "Con trai em tên là Tí, năm nay học lớp 2",
+    "Anh Sơn là người Mỹ",
+    "Mẹ em cần mua đồ mới cho Tết",
+    "Nhà em có con chó tên Lu biết bắt tay",
+    "Em sống ở Đà Nẵng, thể nào cũng đi biển, nhà số 5",
+    "Em hay hát bài Diễm Xưa",
+)
+
+
+def test_a_message_of_thousands_of_words_is_ranked_as_it_is():
+    message = "me can mua do " * 4000
+    assert rank.meant(message, TOLD) == message
+    assert rank.meant("me can mua do", TOLD) == "mẹ cần mua đồ"
+
+
+def test_a_process_remembers_the_words_of_short_questions_only():
+    rank._remembered.cache_clear()
+    for question in ("tea?", "tea? " * 1000):
+        rank.meant(question, TOLD)
+    assert rank._remembered.cache_info().currsize == 1
+
+
 def test_what_another_ranking_found_is_ranked_again_by_its_words():
     found = [("the aunt knits", 0.43), ("the uncle paints", 0.42), ("the zebra runs", 0.41)]
     assert indices(rank.again("the zebra", found, 2)) == [2, 0]
