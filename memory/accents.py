@@ -6,6 +6,7 @@ Which word is meant is told by its neighbours: by pairs of words that the texts 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -23,6 +24,23 @@ MOST_WORDS = 256
 """Words of a question whose accents are put back, 4 ms of CPU: about as many as embedders read (512 tokens)."""
 MOST_FORMS = 36
 """Ways to write one word: `da` with d or đ and each of three vowels in six tones. What has more is no Vietnamese."""
+STRANGE = 1 / 3
+"""Share of a question's words that the texts do not hold and Vietnamese does not spell so, from which on it is in
+another language; fewer are names."""
+
+# Without accents a Vietnamese word is one syllable of few patterns: perhaps a beginning, vowels, perhaps an ending.
+_RHYMES = (
+    "a(?:ch?|m|n[gh]?|p|t|i|o|u|y)?",
+    "e(?:ch?|m|n[gh]?|p|t|o|u)?",
+    "i(?:ch|m|nh?|p|t|a|u|e(?:c|m|ng?|p|t|u))?",
+    "o(?:c|m|ng?|p|t|i|o(?:c|ng)|a(?:ch?|m|n[gh]?|p|t|i|o|y)?|e(?:m|ng?|o|t)?)?",
+    "u(?:c|m|ng?|p|t|i|u|a(?:c|ng?|t|y)?|e(?:nh|ch)?|o(?:c|m|ng?|p|t|i|u)?|y(?:ch|nh?|p|t|a|u|e[nt])?)?",
+    "y(?:e(?:m|ng?|t|u))?",
+)
+_SYLLABLE = re.compile(
+    r"(?:(?:[bdhlmnrstvx]|ch|gi|kh|nh|ph?|qu|th|tr|(?:k|n?gh)(?=[iey])|(?:c|n?g)(?=[aou]))?(?:{rhyme})"
+    r"|gi[mnpt]?|quy(?:ch|nh?|p|t|e[nt]|u)?)".format(rhyme="|".join(_RHYMES))
+)
 
 
 def missing(text: str) -> bool:
@@ -48,11 +66,12 @@ class Spelling:
                 forms.append(word)
 
     def restored(self, text: str) -> str:
-        """The text with the likeliest accents, in lower case; as it is where it is long."""
+        """The text with the likeliest accents, in lower case; as it is where it is long or in another language."""
         words = tokens(text)
         if len(words) > MOST_WORDS:
             return text
-        return " ".join(self._likeliest(words))
+        likeliest = self._likeliest(words)
+        return text if self._foreign(words, likeliest) else " ".join(likeliest)
 
     def _likeliest(self, words: Sequence[str]) -> list[str]:
         """The forms of the words in their likeliest writing."""
@@ -75,6 +94,22 @@ class Spelling:
         return max(
             (score + own + PAIR_WEIGHT * math.log1p(self._pairs[last, form]), last) for last, score in best.items()
         )
+
+    def _foreign(self, words: Sequence[str], likeliest: Sequence[str]) -> bool:
+        """Whether they are of another language. Many an English word could be Vietnamese as well (can, my, son); what
+        tells is how many could not, beside those in pairs that are known, which hardly ever is chance."""
+        strange = {word for word in words if not (word in self._forms or word.isdigit() or _syllable(word))}
+        if len(strange) < STRANGE * len(set(words)):
+            return False
+        changed = {word for word, form in zip(words, likeliest, strict=True) if word != form}
+        if sum(map(_syllable, changed)) <= len(changed) / 2:
+            return False  # these texts are in another language with accents
+        return len(strange) > 2 * sum(pair in self._pairs for pair in pairwise(likeliest))
+
+
+def _syllable(word: str) -> bool:
+    """Whether a word can be a Vietnamese one without its accents, by its spelling."""
+    return _SYLLABLE.fullmatch(word) is not None
 
 
 @cache

@@ -287,7 +287,7 @@ def by_words(
 
 def meant(question: str, rows: Rows) -> str:
     """The question with its accents put back where it was typed without: common Vietnamese, or words that the rows
-    hold with accents only. Not where it is long. What `hybrid` ranks by, and has the vector
+    hold with accents only. Not where it is in another language, or long. What `hybrid` ranks by, and has the vector
     of."""
     read = _read(question)
     if read.accented:

@@ -49,6 +49,23 @@ def test_of_endless_spellings_of_one_word_some_are_tried():
     assert len(spelling._forms["b"]) <= accents.MOST_FORMS
 
 
+def test_every_common_word_is_a_syllable_without_its_accents():
+    common = {strip_accents(word) for word in accents._common()[0]}
+    assert {word for word in common if not accents._syllable(word)} == set()
+
+
+@pytest.mark.parametrize("word", ["nguyen", "quynh", "gieng", "nghieng", "khuya", "quoc", "gi", "yeu", "xoong", "tuot"])
+def test_the_rarer_spellings_of_vietnamese_are_syllables(word):
+    assert accents._syllable(word)
+
+
+@pytest.mark.parametrize(
+    "word", ["what", "is", "name", "dog", "which", "sing", "does", "are", "ke5", "kat", "ghan", "w"]
+)
+def test_what_vietnamese_does_not_spell_so_is_no_syllable(word):
+    assert not accents._syllable(word)
+
+
 @pytest.mark.parametrize("text", ["What is my cat called?", "Tôi uống gì", "", "can you tell me my name"])
 def test_accents_are_not_missing_from_other_languages_or_where_there_are_some(text):
     assert not accents.missing(text)
