@@ -18,6 +18,8 @@ from memory.types import Query, Scope
 
 MOST_NOTED = 2000
 """Questions kept in the process until they are saved; more in one second are a sample anyway."""
+MOST_CHARACTERS = 2000
+"""Of a question that is learned: a longer one is a message somebody sent, which nobody sends again."""
 HALF_LIFE_SECONDS = 7 * 24 * 3600
 
 # Weights are log2 of a sum of 2^(age in half-lives): what was added never has to decay, newer uses just weigh more.
@@ -65,7 +67,7 @@ _lock = threading.Lock()
 
 def note(query: Query) -> None:
     """Remember a question until the process's upkeep saves it, within a second or so."""
-    if query.scope.user_id is None or not settings.WARM_SET_QUERIES:
+    if query.scope.user_id is None or not settings.WARM_SET_QUERIES or len(query.text) > MOST_CHARACTERS:
         return
     with _lock:
         if query in _noted:

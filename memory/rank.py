@@ -45,8 +45,9 @@ KNOWN = 1 / 3
 from which on words that the rows write with accents only say that it was typed without."""
 FEW = 64
 """Rows up to which one call for all questions is faster than one each."""
-READ_MOST = 2048
-"""Questions whose words a process remembers: the topics' are asked about every user."""
+READ_MOST, READ_CHARACTERS = 2048, 500
+"""Questions whose words a process remembers, 20 MB at most: the topics' are asked about every user. Longer ones are
+hardly asked twice."""
 K1, B = 1.2, 0.75
 """BM25's usual constants."""
 BARE_WEIGHT = 0.7
@@ -286,7 +287,8 @@ def by_words(
 
 def meant(question: str, rows: Rows) -> str:
     """The question with its accents put back where it was typed without: common Vietnamese, or words that the rows
-    hold with accents only. What `hybrid` ranks by, and has the vector of."""
+    hold with accents only. Not where it is in another language, or long. What `hybrid` ranks by, and has the vector
+    of."""
     read = _read(question)
     if read.accented:
         return question
@@ -373,8 +375,16 @@ class _Read:
     bare_vietnamese: bool
 
 
-@lru_cache(maxsize=READ_MOST)
 def _read(question: str) -> _Read:
+    return _remembered(question) if len(question) <= READ_CHARACTERS else _words_of(question)
+
+
+@lru_cache(maxsize=READ_MOST)
+def _remembered(question: str) -> _Read:
+    return _words_of(question)
+
+
+def _words_of(question: str) -> _Read:
     stems = dict.fromkeys(_stems(question))
     stripped = dict.fromkeys(map(texts.strip_accents, stems))
     accented = texts.strip_accents(question) != texts.nfc(question)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import orjson
 
 from memory.api.fields import Ident, Wrong
-from memory.api.filters import Filters
+from memory.api.filters import MAX_CONDITIONS, Filters
 
 PINS = ("user_id", "agent_id", "run_id")
 APP = "app_id"
@@ -90,9 +91,7 @@ def _expanded(value: Mapping[str, Any], depth: int) -> list[_Part]:
         raise Wrong("is nested too deeply")
     parts = [_Part()]
     for key, condition in value.items():
-        parts = [both for one in parts for other in _alternatives(key, condition, depth) if (both := _both(one, other))]
-        if len(parts) > MAX_BRANCHES:
-            raise Wrong(f"may have at most {MAX_BRANCHES} alternatives of ids")
+        parts = _joined(parts, _alternatives(key, condition, depth))
     return parts
 
 
@@ -119,7 +118,7 @@ def _logic(key: str, inner: list[Mapping[str, Any]], depth: int) -> list[_Part]:
         return [part for one in inner for part in _expanded(one, depth - 1)]
     parts = [_Part()]
     for each in inner:
-        parts = [both for one in parts for other in _expanded(each, depth - 1) if (both := _both(one, other))]
+        parts = _joined(parts, _expanded(each, depth - 1))
     return parts
 
 
@@ -137,6 +136,20 @@ def _pinned(key: str, condition: Any) -> list[_Part]:
         return [_Part(ids={key: _ID.check(condition)})]
     except Wrong as wrong:
         raise Wrong(errors=[(f".{key}", message) for _, message in wrong.errors]) from None
+
+
+def _joined(parts: list[_Part], others: list[_Part]) -> list[_Part]:
+    """What meets one of each, no more than a search may ask for: a list of lists would multiply without end."""
+    found = []
+    for one, other in product(parts, others):
+        if (both := _both(one, other)) is None:
+            continue
+        if len(both.rest) + len(both.apps) > MAX_CONDITIONS:
+            raise Wrong(f"may have at most {MAX_CONDITIONS} conditions")
+        found.append(both)
+        if len(found) > MAX_BRANCHES:
+            raise Wrong(f"may have at most {MAX_BRANCHES} alternatives of ids")
+    return found
 
 
 def _both(one: _Part, other: _Part) -> _Part | None:

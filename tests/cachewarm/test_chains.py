@@ -485,6 +485,13 @@ def test_a_learned_question_keeps_its_scope_and_conditions(ann, settings):
     assert learned.of_each([ann], settings.WARM_SET_QUERIES)[ann] == [asked]
 
 
+def test_a_long_message_is_not_learned(ann, settings):
+    learned.note(Query(ann, "tea? " * 400))
+    learned.note(Query(ann, "tea? " * 401))
+    learned.save()
+    assert [len(query.text) for query in learned.of_each([ann], settings.WARM_SET_QUERIES)[ann]] == [2000]
+
+
 def test_what_is_asked_often_outweighs_what_was_asked_once(ann, settings):
     settings.WARM_SET_QUERIES = 2
     for question in ("often", "once", "often", "twice", "often", "twice"):

@@ -291,11 +291,64 @@ def test_accents_are_put_back_where_a_question_was_typed_without(typed, meant):
 def test_words_that_the_rows_write_with_accents_only_are_read_so_in_any_language():
     kept = rows("Der Bär schläft", "Die Möwe fliegt")
     assert rank.meant("schlaft der bar", kept) == "schläft der bär"
+    assert rank.meant("wo schlaft der bar heute", kept) == "wo schläft der bär heute"
     assert rank.meant("die fliegt", kept) == "die fliegt"
 
 
 def test_common_vietnamese_is_known_without_any_rows_in_it():
     assert rank.meant("con meo ten gi", rows("Ann has a cat")) == "con mèo tên gì"
+
+
+TOLD = rows(
+    "Con trai em tên là Tí, năm nay học lớp 2",
+    "Anh Sơn là người Mỹ",
+    "Mẹ em cần mua đồ mới cho Tết",
+    "Nhà em có con chó tên Lu biết bắt tay",
+    "Em sống ở Đà Nẵng, thể nào cũng đi biển, nhà số 5",
+    "Em hay hát bài Diễm Xưa",
+)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What is my son's name?",
+        "What can the dog do?",
+        "Which song do I sing?",
+        "Where does the man live so long?",
+        "Was soll der Son essen, was can er do?",
+    ],
+)
+def test_a_question_in_another_language_is_left_as_it_was_asked(question):
+    """“my”, “son”, “can”, “song” and “do” are Vietnamese words without their accents."""
+    assert rank.meant(question, TOLD) == question
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("macbook cua em mua o dau", "macbook của em mua ở đâu"),
+        ("dien thoai Samsung Galaxy cua toi mua o dau", "điện thoại samsung galaxy của tôi mua ở đâu"),
+        ("laptop Dell gia bao nhieu", "laptop dell giá bao nhiêu"),
+        ("con trai em hoc lop 2 nam 2024 phai khong", "con trai em học lớp 2 năm 2024 phải không"),
+        ("me em can mua gi cho Tet", "mẹ em cần mua gì cho tết"),
+    ],
+)
+def test_names_and_numbers_make_no_other_language(typed, meant):
+    assert rank.meant(typed, TOLD) == meant
+
+
+def test_a_message_of_thousands_of_words_is_ranked_as_it_is():
+    message = "me can mua do " * 4000
+    assert rank.meant(message, TOLD) == message
+    assert rank.meant("me can mua do", TOLD) == "mẹ cần mua đồ"
+
+
+def test_a_process_remembers_the_words_of_short_questions_only():
+    rank._remembered.cache_clear()
+    for question in ("tea?", "tea? " * 1000):
+        rank.meant(question, TOLD)
+    assert rank._remembered.cache_info().currsize == 1
 
 
 def test_what_another_ranking_found_is_ranked_again_by_its_words():

@@ -264,6 +264,37 @@ def test_a_filter_that_pins_nobody_or_cannot_be_kept_to_is_refused(caller, filte
     assert mem0.calls == []
 
 
+def either(place: int) -> dict[str, object]:
+    return {"OR": [{"user_id": "ann", f"a{place}": 1}, {"user_id": "ann", f"a{place}": 2}]}
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"AND": [either(place) for place in range(40)]},
+        {"AND": [{"AND": [either(place) for place in range(start, start + 4)]} for start in range(0, 40, 4)]},
+        {"OR": [{"AND": [either(place) for place in range(40)]}]},
+        {"user_id": "ann", "NOT": [{"AND": [either(place) for place in range(40)]}]},
+    ],
+    ids=["in one AND", "in ANDs of an AND", "in an OR", "in a NOT"],
+)
+def test_alternatives_that_multiply_are_refused_as_soon_as_they_are_too_many(caller, filters):
+    assert caller().search(filters).status_code == 400
+
+
+def test_conditions_are_refused_as_soon_as_they_are_too_many(caller):
+    """What comes after them is not even read: each is kept beside all before it."""
+    response = caller().search({"AND": [{"user_id": "ann"}, *([{"a": 1}] * 51), {"categories": "food"}]})
+    assert response.status_code == 400
+    assert "at most 50 conditions" in response.content.decode()
+
+
+def test_alternatives_that_contradict_each_other_do_not_count(ann_calls):
+    ann_calls.add("tea")
+    named = [{"OR": [{"user_id": name} for name in ("ann", f"ben{n}", f"cy{n}")]} for n in range(10)]
+    assert texts(ann_calls.search({"AND": named})) == ["tea"]
+
+
 def test_a_listing_has_pages_newest_first(ann_calls):
     ann_calls.add("one", "two", "three")
     first = ann_calls.send("POST", "/v3/memories/?page=1&page_size=2", {"filters": {"user_id": "ann"}})

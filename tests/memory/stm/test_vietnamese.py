@@ -7,7 +7,7 @@ import pytest
 from bench.stm import vietnamese
 from memory import accents
 from memory.accents import Spelling
-from memory.text import strip_accents, tokens
+from memory.text import nfc, strip_accents, tokens
 from tests.memory.stm.conversations import people
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -33,6 +33,37 @@ def test_accents_are_put_back_as_the_texts_write_them():
     spelling = Spelling([tokens("Tôi trực ở khoa hồi sức"), tokens("Con vẹt tên Mít")])
     assert spelling.restored("Toi truc o khoa hoi suc nao") == "tôi trực ở khoa hồi sức nào"
     assert spelling.restored("con vet ten gi") == "con vẹt tên gì"
+
+
+def test_the_likeliest_of_many_spellings_is_found_step_by_step():
+    """Not by copying what was found so far for each pair of spellings: 256 words are read as 8 are."""
+    spelling = Spelling([tokens("mẹ cần mua đồ"), tokens("số thể đo cân me")])
+    assert spelling.restored("me can mua do " * 64) == " ".join(["mẹ cần mua đồ"] * 64)
+    assert spelling.restored("me can mua do " * 65) == "me can mua do " * 65
+
+
+def test_of_endless_spellings_of_one_word_some_are_tried():
+    marks = [chr(code) for code in range(0x300, 0x340)]
+    spelling = Spelling([[nfc(f"b{one}{other}")] for one in marks for other in marks])
+    assert strip_accents(spelling.restored("b " * 256)) == " ".join("b" * 256)
+    assert len(spelling._forms["b"]) <= accents.MOST_FORMS
+
+
+def test_every_common_word_is_a_syllable_without_its_accents():
+    common = {strip_accents(word) for word in accents._common()[0]}
+    assert {word for word in common if not accents._syllable(word)} == set()
+
+
+@pytest.mark.parametrize("word", ["nguyen", "quynh", "gieng", "nghieng", "khuya", "quoc", "gi", "yeu", "xoong", "tuot"])
+def test_the_rarer_spellings_of_vietnamese_are_syllables(word):
+    assert accents._syllable(word)
+
+
+@pytest.mark.parametrize(
+    "word", ["what", "is", "name", "dog", "which", "sing", "does", "are", "ke5", "kat", "ghan", "w"]
+)
+def test_what_vietnamese_does_not_spell_so_is_no_syllable(word):
+    assert not accents._syllable(word)
 
 
 @pytest.mark.parametrize("text", ["What is my cat called?", "Tôi uống gì", "", "can you tell me my name"])
