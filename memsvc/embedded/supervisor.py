@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import FrameType
+
+import psycopg2
 
 from memsvc import env, settings
 from memsvc.embedded.home import Home
@@ -53,6 +57,12 @@ class Kept:
     @property
     def process(self) -> Process | None:
         return self.unit if isinstance(self.unit, Process) else self.unit.process
+
+    def back_off(self, now: float) -> float:
+        """Put off the next start, each time for longer; the seconds until then."""
+        pause = min(BACKOFF_MAX_SECONDS, 2.0**self.failures)
+        self.failures, self.retry_at = self.failures + 1, now + pause
+        return pause
 
 
 class Supervisor:
@@ -186,10 +196,9 @@ class Supervisor:
 
     def _put_off(self, kept: Kept, process: Process, status: int, now: float) -> None:
         kept.failures = 0 if now - kept.started_at > STEADY_SECONDS else kept.failures
-        pause = min(BACKOFF_MAX_SECONDS, 2.0**kept.failures)
-        kept.failures, kept.retry_at = kept.failures + 1, now + pause
+        pause = kept.back_off(now)
         say(f"{process.name} ended (status {status}), starting it again in {pause:g} s; the end of {process.log}:")
-        print(process.tail(), flush=True)
+        _print(process.tail())
         process.stop()  # what its leader has left behind
 
     def _start_again(self, kept: Kept, now: float) -> None:
@@ -198,8 +207,10 @@ class Supervisor:
         kept.retry_at, kept.started_at = 0.0, now
         try:
             kept.unit.start()
-        except StartError as error:
+        except (StartError, psycopg2.Error, OSError, subprocess.SubprocessError) as error:
             say(str(error))
+            if kept.process is None or kept.process.exited() is not None:
+                say(f"{kept.unit.name} is started again in {kept.back_off(now):g} s")
 
     def _tell(self) -> None:
         url = f"http://localhost:{settings.PORT}"
@@ -224,7 +235,12 @@ class Supervisor:
 
 def say(what: str) -> None:
     """One line for the person at the terminal."""
-    print(f"memsvc: {what}", flush=True)
+    _print(f"memsvc: {what}")
+
+
+def _print(text: str) -> None:
+    with suppress(OSError):  # a full disk, or a terminal that is gone
+        print(text, flush=True)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -277,6 +293,16 @@ def _read(path: Path) -> str:
 def _rotate(logs: Path) -> None:
     """Logs are bounded: one older part of each is kept. Its writer appends, so truncating it is safe."""
     for log in logs.glob("*.log"):
-        if log.stat().st_size > LOG_MAX_BYTES:
-            log.with_suffix(".log.1").write_bytes(log.read_bytes())
-            os.truncate(log, 0)
+        with suppress(OSError):
+            if log.stat().st_size > LOG_MAX_BYTES:
+                _keep_older(log)
+                os.truncate(log, 0)
+
+
+def _keep_older(log: Path) -> None:
+    """On a full disk there is no older part: losing it is better than growing on."""
+    older = log.with_suffix(".log.1")
+    try:
+        shutil.copyfile(log, older)
+    except OSError:
+        older.unlink(missing_ok=True)
