@@ -201,7 +201,8 @@ class Process:
         record = self.home / "run" / f"{self.name}.pid"
         try:
             record.parent.mkdir(exist_ok=True)
-            self.log.parent.mkdir(exist_ok=True)
+            self.log.parent.mkdir(mode=0o700, exist_ok=True)
+            self.log.parent.chmod(0o700)  # a server of another account writes to what it inherits
             descriptor = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
                 self._popen = self._spawn(descriptor)
