@@ -101,6 +101,12 @@ def test_the_kubernetes_example_sets_only_variables_that_exist():
     assert config["data"].keys() <= variables().keys()
 
 
+@pytest.mark.parametrize("given", ["", "memory.example.org"])
+def test_mem0s_embedder_may_ask_web_whatever_host_names_the_operator_allows(compose, given):
+    line = compose["services"]["web"]["environment"]["ALLOWED_HOSTS"]
+    assert "web" in DEFAULTED.sub(given or r"\1", line).split(",")
+
+
 def test_only_the_broker_of_the_two_redis_keeps_everything(compose):
     kept = {name: dict(pairwise(compose["services"][name]["command"])) for name in ("cache", "broker")}
     assert (kept["cache"]["--maxmemory-policy"], kept["cache"]["--appendonly"]) == ("allkeys-lru", "no")
