@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -214,23 +215,26 @@ class Supervisor:
 
     def _tell(self) -> None:
         url = f"http://localhost:{settings.PORT}"
-        key = _read(self._home.root / "first-key")
+        key_file, password_file = self._home.root / "first-key", self._home.root / "admin-password"
+        if sys.stdout.isatty():
+            key = bearer = _read(key_file)
+            password = _read(password_file)
+        else:  # a file or a journal keeps what it is told
+            key, bearer = f"in {key_file}", f"$(cat {shlex.quote(str(key_file))})"
+            password = f"in {password_file}"
         say(f"ready after {time.monotonic() - self._began:.1f} s")
-        print(
-            f"""
+        _print(f"""
   API      {url}/api/v1/
   docs     {url}/api/docs/
-  admin    {url}/admin/   user admin, password {_read(self._home.root / "admin-password")}
+  admin    {url}/admin/   user admin, password {password}
   key      {key}
   logs     {self._home.root / "logs"}
 
-  curl -s {url}/api/v1/memory/add -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
+  curl -s {url}/api/v1/memory/add -H "Authorization: Bearer {bearer}" -H 'Content-Type: application/json' \\
     -d '{{"user_id": "ann", "memories": ["Ann is allergic to shrimp."], "wait": "warm"}}'
-  curl -s {url}/api/v1/memory/search -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
+  curl -s {url}/api/v1/memory/search -H "Authorization: Bearer {bearer}" -H 'Content-Type: application/json' \\
     -d '{{"user_id": "ann", "query": "What can Ann not eat?"}}'
-""",
-            flush=True,
-        )
+""")
 
 
 def say(what: str) -> None:

@@ -1,4 +1,4 @@
-"""What `make up` outlives: a full disk."""
+"""What `make up` tells, and what it outlives: a full disk."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import psycopg2
 import pytest
 
 from memsvc.embedded import process, supervisor
+from memsvc.embedded.home import Home
 from memsvc.embedded.process import Process, StartError
 from memsvc.embedded.supervisor import Kept, Supervisor
 
@@ -95,3 +96,20 @@ def test_logs_are_cut_on_a_full_disk_too(tmp_path, monkeypatch):
 def test_what_cannot_be_said_ends_nothing(monkeypatch):
     monkeypatch.setattr("builtins.print", full)
     supervisor.say("anything")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_secrets_are_shown_at_a_terminal_and_kept_in_no_journal(tmp_path, capsys, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    secrets = {"first-key": "mk-of-the-first-project", "admin-password": "of-the-admin"}
+    for name, secret in secrets.items():
+        (tmp_path / name).write_text(f"{secret}\n")
+    up = Supervisor()
+    up._home = Home(tmp_path)
+    up._tell()
+    told = capsys.readouterr().out
+    assert all((secret in told) is terminal for secret in secrets.values())
+    assert all((str(tmp_path / name) in told) is not terminal for name in secrets)
+    sent = told.partition('-H "')[2].partition('"')[0]
+    shown = subprocess.run(["/bin/sh", "-c", f'echo "{sent}"'], capture_output=True, text=True, check=True).stdout
+    assert shown == "Authorization: Bearer mk-of-the-first-project\n"

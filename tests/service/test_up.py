@@ -98,8 +98,11 @@ def test_a_bare_folder_becomes_a_service_that_says_where_it_is_and_lets_the_oper
 
     assert set(live.records()) == SERVICES
     assert {mode(live.home / name) for name in ("first-key", "admin-password", "secret-key")} == {0o600}
-    for wanted in (key, password, "/api/v1/", "/api/docs/", "/admin/", str(live.home / "logs")):
+    kept = [str(live.home / name) for name in ("first-key", "admin-password", "logs")]
+    for wanted in ("/api/v1/", "/api/docs/", "/admin/", *kept):
         assert wanted in live.said()
+    assert key not in live.said()
+    assert password not in live.said()
     assert live.call("GET", "/api/v1/stats").status_code == 200
     assert live.call("GET", "/api/v1/stats", key="").status_code == 401
     assert live.call("GET", "/api/docs/", key="").status_code == 200
