@@ -121,6 +121,26 @@ def test_what_runs_for_long_is_looked_after(compose):
             assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL"), name
 
 
+def test_commands_from_outside_reach_what_the_systemd_unit_started():
+    """Sockets are found by account, MEMSVC_HOME and TMPDIR, which a unit's private /tmp is not."""
+    unit = (ROOT / "deploy" / "systemd" / "memsvc.service").read_text()
+    kept = re.findall(r"^([A-Za-z]+)=(.+)$", unit, re.MULTILINE)
+    one, environment = dict(kept), [value for name, value in kept if name == "Environment"]
+    command = shlex.split(re.sub(r"\\\n#", " ", unit[unit.index("systemd-run") : unit.index("[Unit]")]).strip())
+    given = {
+        f"--uid={one['User']}",
+        f"--gid={one['Group']}",
+        f"--working-directory={one['WorkingDirectory']}",
+        f"--property=EnvironmentFile={one['EnvironmentFile']}",
+        *(f"--setenv={variable}" for variable in environment),
+    }
+    assert given <= set(command)
+    started = one["ExecStart"].split()
+    assert command[command.index(started[0]) :] == [*started[:-1], "manage", "doctor"]
+    assert f"TMPDIR=/run/{one['RuntimeDirectory']}" in environment
+    assert f"MEMSVC_HOME=/var/lib/{one['StateDirectory']}" in environment
+
+
 def test_the_image_holds_every_folder_that_is_run():
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert {"manage.py", "memsvc", "memory", "cachewarm", "templates"} <= allowed
