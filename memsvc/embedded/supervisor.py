@@ -149,6 +149,9 @@ class Supervisor:
         setup.stop()
         if status:
             raise StartError(f"setup ended with status {status}:\n{setup.tail(100)}")
+        for line in setup.tail(100).splitlines():
+            if line.startswith("The first key"):
+                say(line)
 
     def _processes(self, variables: Mapping[str, str]) -> list[Process]:
         def python(name: str, *words: str, nice: int = 0) -> Process:
