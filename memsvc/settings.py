@@ -15,7 +15,9 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 DEBUG = env.boolean("DEBUG", default=False)
 # Signs admin sessions and keys the hashes of cached texts. `make up` makes one; elsewhere it has no default.
 SECRET_KEY = env.secret("SECRET_KEY", "insecure-for-debug-only" if DEBUG else "")
-ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
+# Always allowed: probes, and whoever is on this machine, ask by these names. No browser sends them for another's site.
+LOCAL_HOSTS = "localhost,127.0.0.1,[::1]"
+ALLOWED_HOSTS = [*env.words("ALLOWED_HOSTS", LOCAL_HOSTS), *LOCAL_HOSTS.split(",")]
 CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS")
 # Where `make up` keeps its data, and Mem0 in process its files.
 MEMSVC_HOME = Path(env.text("MEMSVC_HOME", str(BASE_DIR / ".memsvc"))).expanduser().absolute()

@@ -101,6 +101,12 @@ def test_the_kubernetes_example_sets_only_variables_that_exist():
     assert config["data"].keys() <= variables().keys()
 
 
+@pytest.mark.parametrize("given", ["", "memory.example.org"])
+def test_mem0s_embedder_may_ask_web_whatever_host_names_the_operator_allows(compose, given):
+    line = compose["services"]["web"]["environment"]["ALLOWED_HOSTS"]
+    assert "web" in DEFAULTED.sub(given or r"\1", line).split(",")
+
+
 def test_only_the_broker_of_the_two_redis_keeps_everything(compose):
     kept = {name: dict(pairwise(compose["services"][name]["command"])) for name in ("cache", "broker")}
     assert (kept["cache"]["--maxmemory-policy"], kept["cache"]["--appendonly"]) == ("allkeys-lru", "no")
@@ -113,6 +119,26 @@ def test_what_runs_for_long_is_looked_after(compose):
     for name, service in compose["services"].items():
         if name not in ("setup", "beat"):
             assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL"), name
+
+
+def test_commands_from_outside_reach_what_the_systemd_unit_started():
+    """Sockets are found by account, MEMSVC_HOME and TMPDIR, which a unit's private /tmp is not."""
+    unit = (ROOT / "deploy" / "systemd" / "memsvc.service").read_text()
+    kept = re.findall(r"^([A-Za-z]+)=(.+)$", unit, re.MULTILINE)
+    one, environment = dict(kept), [value for name, value in kept if name == "Environment"]
+    command = shlex.split(re.sub(r"\\\n#", " ", unit[unit.index("systemd-run") : unit.index("[Unit]")]).strip())
+    given = {
+        f"--uid={one['User']}",
+        f"--gid={one['Group']}",
+        f"--working-directory={one['WorkingDirectory']}",
+        f"--property=EnvironmentFile={one['EnvironmentFile']}",
+        *(f"--setenv={variable}" for variable in environment),
+    }
+    assert given <= set(command)
+    started = one["ExecStart"].split()
+    assert command[command.index(started[0]) :] == [*started[:-1], "manage", "doctor"]
+    assert f"TMPDIR=/run/{one['RuntimeDirectory']}" in environment
+    assert f"MEMSVC_HOME=/var/lib/{one['StateDirectory']}" in environment
 
 
 def test_the_image_holds_every_folder_that_is_run():

@@ -6,13 +6,15 @@ their metadata, are for nobody. MEM0_REST_API_URL is the operator's own and is n
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
 from django.conf import settings
 
 METADATA = [ip_network(each) for each in ("fd00:ec2::254/128", "100.100.100.200/32", "168.63.129.16/32")]
 """Clouds' metadata outside the link-local range: AWS over IPv6, Alibaba, Azure."""
+NAT64 = ip_network("64:ff9b::/96")
+"""Whose gateway leads to the IPv4 address in the last 32 bits (RFC 6052)."""
 
 
 def check(url: str) -> None:
@@ -40,7 +42,8 @@ def permitted(host: str, address: str) -> bool:
     """Whether a connection to this host that has arrived at this address may be used."""
     found = ip_address(address.partition("%")[0])
     if isinstance(found, IPv6Address):
-        found = found.ipv4_mapped or found.sixtofour or found
+        inside = IPv4Address(int(found) & 0xFFFFFFFF) if found in NAT64 else None
+        found = inside or found.ipv4_mapped or found.sixtofour or found
     if found.is_link_local or found.is_multicast or found.is_unspecified or any(found in net for net in METADATA):
         return False
     return found.is_global or host.lower() in settings.PROJECT_UPSTREAM_HOSTS

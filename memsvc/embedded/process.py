@@ -199,39 +199,44 @@ class Process:
     def start(self) -> None:
         """Start it; StartError when the program cannot be run."""
         record = self.home / "run" / f"{self.name}.pid"
-        record.parent.mkdir(exist_ok=True)
-        self.log.parent.mkdir(exist_ok=True)
-        descriptor = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            record.parent.mkdir(exist_ok=True)
+            self.log.parent.mkdir(mode=0o700, exist_ok=True)
+            self.log.parent.chmod(0o700)  # a server of another account writes to what it inherits
+            descriptor = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                self._popen = self._spawn(descriptor)
+            finally:
+                os.close(descriptor)
+        except (OSError, subprocess.SubprocessError) as error:  # the latter: no room for the record
+            with contextlib.suppress(OSError):
+                record.unlink()
+            raise StartError(f"{self.name} cannot be started: {error}") from error
+        if self._nice:
+            _lower_session(self._popen.pid, self._nice)
 
+    def _spawn(self, record: int) -> subprocess.Popen[bytes]:
         def become() -> None:
             if self._nice:
                 os.nice(self._nice)
             pid = os.getpid()
-            os.write(descriptor, f"{pid} {start_time(pid)} {int(self._gentle)}\n".encode())
+            os.write(record, f"{pid} {start_time(pid)} {int(self._gentle)}\n".encode())
 
         account = self._account
-        try:
-            with self.log.open("ab") as log:
-                self._popen = subprocess.Popen(
-                    self._argv,
-                    cwd=self._cwd,
-                    env=self._env,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    preexec_fn=become,
-                    user=account.uid if account else None,
-                    group=account.gid if account else None,
-                    extra_groups=[] if account else None,
-                )
-        except OSError as error:
-            record.unlink()
-            raise StartError(f"{self.name} cannot be started: {error}") from error
-        finally:
-            os.close(descriptor)
-        if self._nice:
-            _lower_session(self._popen.pid, self._nice)
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                self._argv,
+                cwd=self._cwd,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=become,
+                user=account.uid if account else None,
+                group=account.gid if account else None,
+                extra_groups=[] if account else None,
+            )
 
     @property
     def record(self) -> Record | None:

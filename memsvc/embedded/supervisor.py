@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import FrameType
+
+import psycopg2
 
 from memsvc import env, settings
 from memsvc.embedded.home import Home
@@ -53,6 +58,12 @@ class Kept:
     @property
     def process(self) -> Process | None:
         return self.unit if isinstance(self.unit, Process) else self.unit.process
+
+    def back_off(self, now: float) -> float:
+        """Put off the next start, each time for longer; the seconds until then."""
+        pause = min(BACKOFF_MAX_SECONDS, 2.0**self.failures)
+        self.failures, self.retry_at = self.failures + 1, now + pause
+        return pause
 
 
 class Supervisor:
@@ -138,6 +149,9 @@ class Supervisor:
         setup.stop()
         if status:
             raise StartError(f"setup ended with status {status}:\n{setup.tail(100)}")
+        for line in setup.tail(100).splitlines():
+            if line.startswith("The first key"):
+                say(line)
 
     def _processes(self, variables: Mapping[str, str]) -> list[Process]:
         def python(name: str, *words: str, nice: int = 0) -> Process:
@@ -186,10 +200,9 @@ class Supervisor:
 
     def _put_off(self, kept: Kept, process: Process, status: int, now: float) -> None:
         kept.failures = 0 if now - kept.started_at > STEADY_SECONDS else kept.failures
-        pause = min(BACKOFF_MAX_SECONDS, 2.0**kept.failures)
-        kept.failures, kept.retry_at = kept.failures + 1, now + pause
+        pause = kept.back_off(now)
         say(f"{process.name} ended (status {status}), starting it again in {pause:g} s; the end of {process.log}:")
-        print(process.tail(), flush=True)
+        _print(process.tail())
         process.stop()  # what its leader has left behind
 
     def _start_again(self, kept: Kept, now: float) -> None:
@@ -198,33 +211,43 @@ class Supervisor:
         kept.retry_at, kept.started_at = 0.0, now
         try:
             kept.unit.start()
-        except StartError as error:
+        except (StartError, psycopg2.Error, OSError, subprocess.SubprocessError) as error:
             say(str(error))
+            if kept.process is None or kept.process.exited() is not None:
+                say(f"{kept.unit.name} is started again in {kept.back_off(now):g} s")
 
     def _tell(self) -> None:
         url = f"http://localhost:{settings.PORT}"
-        key = _read(self._home.root / "first-key")
+        key_file, password_file = self._home.root / "first-key", self._home.root / "admin-password"
+        if sys.stdout.isatty():
+            key = bearer = _read(key_file)
+            password = _read(password_file)
+        else:  # a file or a journal keeps what it is told
+            key, bearer = f"in {key_file}", f"$(cat {shlex.quote(str(key_file))})"
+            password = f"in {password_file}"
         say(f"ready after {time.monotonic() - self._began:.1f} s")
-        print(
-            f"""
+        _print(f"""
   API      {url}/api/v1/
   docs     {url}/api/docs/
-  admin    {url}/admin/   user admin, password {_read(self._home.root / "admin-password")}
+  admin    {url}/admin/   user admin, password {password}
   key      {key}
   logs     {self._home.root / "logs"}
 
-  curl -s {url}/api/v1/memory/add -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
+  curl -s {url}/api/v1/memory/add -H "Authorization: Bearer {bearer}" -H 'Content-Type: application/json' \\
     -d '{{"user_id": "ann", "memories": ["Ann is allergic to shrimp."], "wait": "warm"}}'
-  curl -s {url}/api/v1/memory/search -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
+  curl -s {url}/api/v1/memory/search -H "Authorization: Bearer {bearer}" -H 'Content-Type: application/json' \\
     -d '{{"user_id": "ann", "query": "What can Ann not eat?"}}'
-""",
-            flush=True,
-        )
+""")
 
 
 def say(what: str) -> None:
     """One line for the person at the terminal."""
-    print(f"memsvc: {what}", flush=True)
+    _print(f"memsvc: {what}")
+
+
+def _print(text: str) -> None:
+    with suppress(OSError):  # a full disk, or a terminal that is gone
+        print(text, flush=True)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -246,9 +269,8 @@ def _check_port() -> None:
 def _answers_ready() -> bool:
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # compared, not listened on  # noqa: S104  # nosec B104
     connection = HTTPConnection(everywhere.get(settings.BIND_ADDRESS, settings.BIND_ADDRESS), settings.PORT, timeout=5)
-    host = next((name.lstrip(".") for name in settings.ALLOWED_HOSTS if name != "*"), "localhost")
     try:
-        connection.request("GET", "/readyz", headers={"Host": host})
+        connection.request("GET", "/readyz", headers={"Host": "localhost"})
         return connection.getresponse().status == 200
     except (OSError, HTTPException):
         return False
@@ -277,6 +299,16 @@ def _read(path: Path) -> str:
 def _rotate(logs: Path) -> None:
     """Logs are bounded: one older part of each is kept. Its writer appends, so truncating it is safe."""
     for log in logs.glob("*.log"):
-        if log.stat().st_size > LOG_MAX_BYTES:
-            log.with_suffix(".log.1").write_bytes(log.read_bytes())
-            os.truncate(log, 0)
+        with suppress(OSError):
+            if log.stat().st_size > LOG_MAX_BYTES:
+                _keep_older(log)
+                os.truncate(log, 0)
+
+
+def _keep_older(log: Path) -> None:
+    """On a full disk there is no older part: losing it is better than growing on."""
+    older = log.with_suffix(".log.1")
+    try:
+        shutil.copyfile(log, older)
+    except OSError:
+        older.unlink(missing_ok=True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import runpy
+
+import pytest
 
 from tests.variables import ROOT, variables
 
@@ -37,3 +40,12 @@ def test_the_example_environment_tells_the_same_of_each_variable():
     for name in lines.keys() & told.keys():
         assert lines[name]["default"] == (told[name]["default"] or "")
         assert lines[name]["meaning"] == told[name]["meaning"].replace("`", "")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"), [("localhost", 200), ("127.0.0.1", 200), ("a.example", 200), ("b.example", 400)]
+)
+def test_probes_are_answered_whatever_host_names_the_operator_allows(client, settings, monkeypatch, host, status):
+    monkeypatch.setenv("ALLOWED_HOSTS", "a.example")
+    settings.ALLOWED_HOSTS = runpy.run_path(str(ROOT / "memsvc" / "settings.py"))["ALLOWED_HOSTS"]
+    assert client.get("/healthz", headers={"host": f"{host}:8000"}).status_code == status

@@ -98,8 +98,11 @@ def test_a_bare_folder_becomes_a_service_that_says_where_it_is_and_lets_the_oper
 
     assert set(live.records()) == SERVICES
     assert {mode(live.home / name) for name in ("first-key", "admin-password", "secret-key")} == {0o600}
-    for wanted in (key, password, "/api/v1/", "/api/docs/", "/admin/", str(live.home / "logs")):
+    kept = [str(live.home / name) for name in ("first-key", "admin-password", "logs")]
+    for wanted in ("/api/v1/", "/api/docs/", "/admin/", *kept):
         assert wanted in live.said()
+    assert key not in live.said()
+    assert password not in live.said()
     assert live.call("GET", "/api/v1/stats").status_code == 200
     assert live.call("GET", "/api/v1/stats", key="").status_code == 401
     assert live.call("GET", "/api/docs/", key="").status_code == 200
@@ -387,6 +390,33 @@ def test_postgresql_flushes_what_it_commits(private):
         assert cursor.fetchone() == ("on", "on")
     connection.close()
     server.stop()
+
+
+def test_postgresql_logs_that_a_statement_failed_and_nothing_of_it(private):
+    server = Postgres(private, durable=False)
+    server.start()
+    connection = psycopg2.connect(server.url)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE kept (text text PRIMARY KEY)")
+        for _ in range(2):
+            with suppress(psycopg2.IntegrityError):
+                cursor.execute("INSERT INTO kept VALUES (%s)", ["Ann is allergic to shrimp."])
+    connection.close()
+    server.stop()
+    logged = (private.root / "logs" / "postgres.log").read_text()
+    assert "duplicate key" in logged
+    assert "shrimp" not in logged
+
+
+def test_only_its_owner_can_enter_the_folder_of_logs(private):
+    logs = private.root / "logs"
+    logs.mkdir(mode=0o755)
+    server = Valkey(private, "cache", 16)
+    server.start()
+    server.stop()
+    assert mode(logs) == 0o700
+    assert "Ready to accept connections" in (logs / "cache.log").read_text()
 
 
 def test_the_cache_evicts_and_forgets_the_broker_does_neither(private):

@@ -13,7 +13,7 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand
 from django.db import connection, transaction
 
-from memory.models import Project
+from memory.models import ApiKey, Project
 from memory.tenancy import keys, projects
 
 ADMIN = "admin"
@@ -46,9 +46,13 @@ class Command(BaseCommand):
         call_command("collectstatic", interactive=False, verbosity=0)
 
     def _first_key(self) -> None:
-        """A key that works stays; one lost with its file, or with its database, is replaced."""
+        """Made in a database without any key; one revoked, or lost with its file, is for the operator to replace."""
         file = settings.MEMSVC_HOME / "first-key"
-        if file.exists() and keys.authenticate(file.read_text().strip()):
+        if ApiKey.objects.exists():
+            if not file.exists() or keys.authenticate(file.read_text().strip()) is None:
+                command = f"create_key --scopes {','.join(keys.SCOPES)}"
+                told = f"The first key is not in {file} or no longer good; make one with: manage.py {command}"
+                self.stdout.write(f'{told} (beside `make up`: make manage ARGS="{command}")')
             return
         with transaction.atomic():
             project = Project.objects.order_by("pk").first() or Project.objects.create(name="Default", slug="default")

@@ -25,6 +25,7 @@ SECRET = "key-of-the-upstream"
         *("http://key@mem0.example.org", "https://u:p@mem0.example.org", "https://mem0.example.org/?a=b"),
         *("http://127.0.0.1:8888", "http://[::1]", "http://10.0.0.7", "http://192.168.1.1", "http://[fd00::1]"),
         *("http://169.254.169.254/latest", "http://[fe80::1]", "http://[fd00:ec2::254]", "http://100.100.100.200"),
+        *("http://[64:ff9b::169.254.169.254]", "http://[64:ff9b::10.0.0.1]", "http://[64:ff9b::7f00:1]"),
         *("http://[::ffff:169.254.169.254]", "http://0.0.0.0", "http://224.0.0.1", "http://x:99999"),
     ],
 )
@@ -39,7 +40,8 @@ def test_a_private_host_needs_the_operators_leave_and_metadata_gets_none(setting
     assert upstreams.permitted("MEM0.internal", "10.0.0.9")
     assert not upstreams.permitted("else.internal", "10.0.0.9")
     assert upstreams.permitted("else.example.org", "93.184.216.34")
-    for address in ("169.254.169.254", "fe80::1%eth0", "fd00:ec2::254", "::ffff:169.254.169.254"):
+    assert upstreams.permitted("else.example.org", "64:ff9b::93.184.216.34")
+    for address in ("169.254.169.254", "fe80::1%eth0", "fd00:ec2::254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe"):
         assert not upstreams.permitted("169.254.169.254", address)
         assert not upstreams.permitted("mem0.internal", address)
 
