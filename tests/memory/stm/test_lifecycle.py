@@ -9,7 +9,7 @@ from django.db import connection
 
 from memory import delivery, pending, upkeep
 from memory.models import Heartbeat, Job, Message, Session, Snapshot, SnapshotMemory
-from memory.stm import lifecycle, store
+from memory.stm import lifecycle, store, tiers
 from memory.tasks import keep_session
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -59,6 +59,15 @@ def test_every_n_turns_what_came_since_is_extracted_once(say, extract_on):
     assert handed_over() == ["one", "two"]
     assert lifecycle.end(Session.objects.get().pk)
     assert handed_over() == ["one", "two", "three"]
+
+
+def test_what_is_due_is_extracted_though_compression_fails(say, extract_on, monkeypatch):
+    extract_on("turns", 2)
+    session = say("one", "two").session
+    monkeypatch.setattr(tiers, "compress", lambda pk: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        keep_session(session.pk)
+    assert handed_over() == ["one", "two"]
 
 
 def test_what_will_be_extracted_is_pending_from_when_it_is_said(mem0, say, extract_on, ann):

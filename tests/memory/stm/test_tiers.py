@@ -122,3 +122,14 @@ def test_where_the_llm_fails_the_turns_own_sentences_stand_in(say, llm):
     (tier,) = Tier.objects.all()
     assert tier.made_by == "extractive"
     assert "apples" in tier.text
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [("tea\0s", "teas"), ("tea \ud83d", "tea"), ("ca\u0301", "c\u00e1"), ("\0 \ud83d\n", None)],
+)
+def test_of_what_an_llm_says_only_what_can_be_stored_is_kept(say, llm, said, kept):
+    llm.answer = lambda body: (200, said)
+    assert tiers.compress(talk(say, 30).pk) == "summarised 20"
+    (tier,) = Tier.objects.all()
+    assert (tier.text == kept) if kept else (tier.made_by == tiers.EXTRACTIVE)
