@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from memory.models import Message, Session, Tier
-from memory.stm import context, tiers, tokens, versions
+from memory.stm import context, extractive, tiers, tokens, versions
 from memory.stm.extractive import Turn, summarise
 from memory.text import content_words, strip_accents
 from tests.chat import chat
@@ -95,6 +97,52 @@ def test_an_extract_keeps_facts_and_leaves_out_chatter_in_either_language(fact, 
     said[9] = Turn(10, "user", f"{chatter} {fact}")
     assert fact in summarise(said, 40)
     assert tokens.count(summarise(said, 40)) <= 40
+
+
+def plainly(turns: list[Turn], budget: int) -> str:
+    """The same choice, with every sentence weighed each time."""
+    waiting = [one for turn in turns for one in extractive._sentences(turn)]
+    weights = extractive._weights(waiting)
+    chosen: list[extractive._Sentence] = []
+    covered: set[str] = set()
+    while waiting := [one for one in waiting if one.cost <= budget]:
+        best = max(waiting, key=lambda one: extractive._worth(one, covered, weights))  # of equals the first
+        if extractive._worth(best, covered, weights) <= 0:
+            break
+        chosen.append(best)
+        covered |= best.words
+        budget -= best.cost
+        waiting = [one for one in waiting if one is not best]
+    return extractive._lines(sorted(chosen, key=lambda one: one.place))
+
+
+@given(st.randoms(use_true_random=False), st.integers(1, 400))
+def test_an_extract_is_what_weighing_every_sentence_each_time_would_choose(random, budget):
+    words = ["tea", "cake", "lan", "hue", "2019", "apples", "nurse", "the", "đà", "nẵng"]
+    sentence = lambda: " ".join(random.choices(words, k=random.randint(1, 6)))  # noqa: E731
+    turns = [
+        Turn(n, random.choice(("user", "assistant")), ". ".join(sentence() for _ in range(random.randint(0, 5))))
+        for n in range(random.randint(0, 20))
+    ]
+    assert summarise(turns, budget) == plainly(turns, budget)
+
+
+def test_of_long_turns_the_beginning_is_read_and_few_sentences_are_weighed_twice(monkeypatch):
+    weighed = [0]
+    real = extractive._worth
+
+    def worth(*given):
+        weighed[0] += 1
+        return real(*given)
+
+    monkeypatch.setattr(extractive, "_worth", worth)
+    turns = [
+        Turn(n, "user", " ".join(f"Word{n}x{k} meets word{n}x{k + 1} again." for k in range(400))) for n in range(40)
+    ]
+    told = summarise(turns, 100_000)
+    assert "word3x10 again" in told
+    assert "word3x390 again" not in told
+    assert weighed[0] < 10 * sum(len(extractive._sentences(turn)) for turn in turns)
 
 
 def test_content_words_are_the_same_with_accents_or_without():
