@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from django.db import connection
+from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memory.models import Message, Session, Tier
-from memory.stm import context, extractive, tiers, tokens, versions
+from memory.stm import context, extractive, lifecycle, tiers, tokens, versions
 from memory.stm.extractive import Turn, summarise
 from memory.text import content_words, strip_accents
 from tests.chat import chat
@@ -63,6 +65,35 @@ def test_a_worker_killed_between_its_writes_loses_nothing(say, monkeypatch):
     assert (spans(), session.summarised) == ({}, 0)
     assert len(context.build(session, ()).turns) == Message.objects.count() == 75
     assert tiers.compress(session.pk) == "summarised 60"
+
+
+def test_a_session_that_ends_while_its_tiers_are_made_is_left_alone(say, monkeypatch):
+    session = talk(say, 75)
+    real = tiers._make
+
+    def make(*given):
+        lifecycle.end(session.pk)
+        return real(*given)
+
+    monkeypatch.setattr(tiers, "_make", make)
+    assert tiers.compress(session.pk) == "superseded"
+
+
+def test_one_worker_at_a_time_makes_the_tiers_and_clears_no_other_ones_mark(say, monkeypatch):
+    session = talk(say, 75)
+    said: list[str] = []
+    real = tiers._make
+
+    def make(*given):
+        monkeypatch.setattr(tiers, "_make", real)
+        said.append(tiers.compress(session.pk))
+        Session.objects.update(busy_until=timezone.now() + timezone.timedelta(seconds=60))  # another's, after its own
+        return real(*given)
+
+    monkeypatch.setattr(tiers, "_make", make)
+    assert (tiers.compress(session.pk), said) == ("summarised 60", ["busy"])
+    session.refresh_from_db()
+    assert session.busy_until is not None
 
 
 def test_the_context_fits_what_was_asked_for_and_keeps_the_newest(say):
@@ -181,3 +212,36 @@ def test_of_what_an_llm_says_only_what_can_be_stored_is_kept(say, llm, said, kep
     assert tiers.compress(talk(say, 30).pk) == "summarised 20"
     (tier,) = Tier.objects.all()
     assert (tier.text == kept) if kept else (tier.made_by == tiers.EXTRACTIVE)
+
+
+def test_while_an_llm_is_waited_for_the_mark_stands_and_no_connection_is_held(say, llm, settings, monkeypatch):
+    settings.STM_LLM_TIMEOUT_SECONDS = 60
+    session = talk(say, 75)
+    real = tiers.llm.summarise
+    held: list[bool] = []
+    left: list[float] = []
+
+    def summarise(*given):
+        held.append(connection.connection is not None)
+        left.append((Session.objects.get().busy_until - timezone.now()).total_seconds())
+        return real(*given)
+
+    monkeypatch.setattr(tiers.llm, "summarise", summarise)
+    assert tiers.compress(session.pk) == "summarised 60"
+    assert held == [False, False]
+    assert all(seconds > 120 for seconds in left)
+    session.refresh_from_db()
+    assert session.busy_until is None
+
+
+def test_a_worker_whose_mark_was_taken_over_asks_the_llm_no_more(say, llm):
+    session = talk(say, 75)
+
+    def another_takes_over(body):
+        Session.objects.update(busy_until=timezone.now() + timezone.timedelta(seconds=60))
+        connection.close()
+        return 200, "They buy apples."
+
+    llm.answer = another_takes_over
+    assert tiers.compress(session.pk) == "superseded"
+    assert (len(llm.asked), spans()) == (1, {})
