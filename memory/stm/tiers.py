@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from django.conf import settings
@@ -33,6 +33,10 @@ SUMMARY_SHARE, SUMMARY_LEAST = 0.55, 60
 """Tokens of the summary: this share of its turns' own, and at least so many."""
 COMPRESSED_TOKENS = 240
 MARGIN_SECONDS = 30
+PART_CHARACTERS = 32_000
+"""What an LLM reads at a time: some 10,000 tokens, which small ones take as well."""
+MOST_PARTS = 8
+"""Calls for one tier: a session from before there was an LLM may be long, and a worker has a time limit."""
 EXTRACTIVE = "extractive"
 
 
@@ -124,9 +128,9 @@ def _make(session: Session, last: int, mark: Mark) -> list[Tier]:
 
 
 def _compressed(session: Session, last: int, mark: Mark) -> Tier:
-    """Everything before the summary. An LLM is told what stood before and only the turns that came since."""
+    """Everything before the summary. An LLM is told what stands and only the turns that came since."""
     stands = session.tiers.filter(name="compressed").first()
-    if llm.configured() and stands is not None and stands.made_by != EXTRACTIVE and stands.last < last:
+    if llm.configured() and stands is not None and stands.last < last:
         since = _turns(session, stands.last + 1, last)
         return _tier(session, "compressed", since, COMPRESSED_TOKENS, mark, stands)
     return _tier(session, "compressed", _turns(session, 1, last), COMPRESSED_TOKENS, mark)
@@ -135,22 +139,45 @@ def _compressed(session: Session, last: int, mark: Mark) -> Tier:
 def _tier(
     session: Session, name: str, turns: Sequence[Turn], budget: int, mark: Mark, before: Tier | None = None
 ) -> Tier:
+    first, last = before.first if before else turns[0].number, turns[-1].number
     text, made_by = "", EXTRACTIVE
     if llm.configured():
-        mark.renew()
-        db.release()
         try:
-            text, made_by = llm.summarise(turns, budget, before.text if before else ""), llm.name()
+            text, made_by = _by_llm(turns, budget, mark, before.text if before else ""), llm.name()
         except llm.NoSummary as error:
             log.warning("summary by llm failed", extra={"reason": str(error)})
-    last = turns[-1].number
     if not text:
-        turns = _turns(session, 1, last) if before else turns
-        text = extractive.summarise(turns, budget)
-    first = before.first if before and made_by != EXTRACTIVE else turns[0].number
+        text = extractive.summarise(_turns(session, first, last) if before else turns, budget)
     return Tier(
         session=session, name=name, first=first, last=last, text=text, tokens=tokens.count(text), made_by=made_by
     )
+
+
+def _by_llm(turns: Sequence[Turn], budget: int, mark: Mark, before: str) -> str:
+    """The turns told part by part, each with what was told so far; of more than MOST_PARTS the first as an extract.
+    NoSummary; Superseded."""
+    parts = _parts(turns)
+    if early := [turn for part in parts[:-MOST_PARTS] for turn in part]:
+        before = "\n".join(filter(None, (before, extractive.summarise(early, budget))))
+    for part in parts[-MOST_PARTS:]:
+        mark.renew()
+        db.release()
+        before = llm.summarise(part, budget, before)
+    return before
+
+
+def _parts(turns: Sequence[Turn]) -> list[list[Turn]]:
+    """The turns in their order, in parts of at most PART_CHARACTERS; of a longer turn its beginning."""
+    parts: list[list[Turn]] = []
+    room = 0
+    for turn in turns:
+        cut = replace(turn, text=turn.text[:PART_CHARACTERS])
+        if not parts or len(cut.text) > room:
+            parts.append([])
+            room = PART_CHARACTERS
+        parts[-1].append(cut)
+        room -= len(cut.text)
+    return parts
 
 
 def _save(made: Sequence[Tier]) -> None:

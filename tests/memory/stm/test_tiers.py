@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from django.db import connection
 from django.utils import timezone
@@ -245,3 +247,42 @@ def test_a_worker_whose_mark_was_taken_over_asks_the_llm_no_more(say, llm):
     llm.answer = another_takes_over
     assert tiers.compress(session.pk) == "superseded"
     assert (len(llm.asked), spans()) == (1, {})
+
+
+def told(body: dict[str, Any]) -> tuple[str, list[str]]:
+    """What an LLM was told before, and the turns it was to tell."""
+    before, _, said = body["messages"][1]["content"].rpartition("\n\nTurns:\n")
+    return before.removeprefix("Already told:\n"), said.split("\n")
+
+
+def test_after_a_failure_the_llm_goes_on_from_the_turns_own_sentences(say, llm, settings):
+    llm.answer = lambda body: (500, "")
+    tiers.compress(talk(say, 75).pk)
+    compressed = Tier.objects.get(name="compressed")
+    assert compressed.made_by == tiers.EXTRACTIVE
+    llm.answer = lambda body: (200, "They buy apples.")
+    tiers.compress(talk(say, 10).pk)
+    before, said = told(llm.asked[-1])
+    assert (before, len(said)) == (compressed.text, 10)
+    again = Tier.objects.get(name="compressed")
+    assert (again.first, again.last, again.made_by) == (1, 30, settings.STM_LLM_MODEL)
+
+
+def test_a_long_session_is_told_to_the_llm_in_parts_each_with_what_was_told_so_far(say, llm, monkeypatch):
+    monkeypatch.setattr(tiers, "PART_CHARACTERS", 1000)
+    monkeypatch.setattr(tiers, "MOST_PARTS", 3)
+    llm.answer = lambda body: (200, f"Told {len(llm.asked)}.")
+    tiers.compress(talk(say, 150).pk)
+    parts = [told(body) for body in llm.asked[-3:]]
+    assert [len("".join(said)) < 1500 for _, said in parts] == [True] * 3
+    assert [before for before, _ in parts[1:]] == [f"Told {n}." for n in (len(llm.asked) - 2, len(llm.asked) - 1)]
+    assert parts[0][0].startswith("user: On day ")
+    days = [int(line.split()[3]) for _, said in parts for line in said]
+    assert days == list(range(days[0], 101))
+    assert Tier.objects.get(name="compressed").text == f"Told {len(llm.asked)}."
+
+
+def test_of_a_message_longer_than_a_part_the_llm_reads_the_beginning(say, llm):
+    say("tea " * 20_000)
+    tiers.compress(talk(say, 60).pk)
+    assert max(len(body["messages"][1]["content"]) for body in llm.asked) < tiers.PART_CHARACTERS + 1000
