@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 
 import pytest
+from celery import current_app
 from django.db import connection
+from django.utils import timezone
 
-from memory import delivery, pending, upkeep
+from memory import delivery, outbox, pending, upkeep
 from memory.models import Heartbeat, Job, Message, Session, Snapshot, SnapshotMemory
 from memory.stm import lifecycle, store, tiers
 from memory.tasks import keep_session
@@ -68,6 +70,40 @@ def test_what_is_due_is_extracted_though_compression_fails(say, extract_on, monk
     with pytest.raises(ZeroDivisionError):
         keep_session(session.pk)
     assert handed_over() == ["one", "two"]
+
+
+def test_workers_are_told_of_a_late_session_once_in_a_while(say, monkeypatch, settings):
+    sent: list[int] = []
+    monkeypatch.setattr(outbox, "send", lambda task: sent.append(task.args[0]))
+    late = [say(*map(str, range(40)), session=name).session.pk for name in ("s", "t", "u")]
+    say("in time", session="v")
+    sent.clear()
+    monkeypatch.setattr(lifecycle, "MOST_WOKEN", 2)
+    for _ in range(3):
+        sweep()
+    assert sorted(sent) == late[:2]
+    for pk in sent:
+        keep_session(pk)
+    sweep()
+    assert sorted(sent) == late
+    Session.objects.update(woken_at=timezone.now() - timezone.timedelta(seconds=settings.RESEND_SECONDS + 1))
+    sweep()
+    assert sent[3:] == late[2:]
+
+
+def test_a_session_that_a_worker_keeps_is_not_sent_again(say, monkeypatch):
+    sent: list[int] = []
+    monkeypatch.setattr(outbox, "send", lambda task: sent.append(task.args[0]))
+    say(*map(str, range(40)))
+    sent.clear()
+    Session.objects.update(busy_until=timezone.now() + timezone.timedelta(seconds=60))
+    sweep()
+    assert sent == []
+
+
+def test_sessions_are_kept_where_no_delivery_waits_behind_them():
+    assert current_app.amqp.router.route({}, keep_session.name)["queue"].name == "warm"
+    assert current_app.amqp.router.route({}, "memory.deliver")["queue"].name == "deliver"
 
 
 def test_what_will_be_extracted_is_pending_from_when_it_is_said(mem0, say, extract_on, ann):
