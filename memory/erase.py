@@ -96,8 +96,10 @@ def forget(user: Pin, *, sessions: bool) -> tuple[Counter[str], list[str]]:
     """Remove what PostgreSQL keeps of a user beside jobs, in the caller's transaction: how many of what, and L1's keys
     of the texts. Sessions go when the erase is accepted only; what is said later is of the new life."""
     removed: Counter[str] = Counter()
-    texts = list(_texts(user, sessions=sessions))
     owner = {"project_id": user.project, "user_id": user.id}
+    if sessions:  # whoever is adding a message commits first, or makes a new session
+        list(Session.objects.select_for_update().filter(**owner).order_by("pk").values_list("pk", flat=True))
+    texts = list(_texts(user, sessions=sessions))
     removed["summaries"] = Snapshot.objects.filter(**owner).count()
     Snapshot.objects.filter(**owner).delete()
     answers: list[tuple[Any, Any]] = signals.erased.send(sender=None, project_id=user.project, user_id=user.id)

@@ -12,6 +12,7 @@ from contextvars import copy_context
 from functools import cache as once
 from functools import partial
 from math import inf
+from threading import BoundedSemaphore
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
@@ -36,6 +37,7 @@ T = TypeVar("T")
 Said = tuple[Sequence[Near], str]
 """What a session has to say, and which layer told."""
 
+LEAST_LOOKING = 4
 TOGETHER_BYTES = 4 << 20
 UNKNOWN_SCORE = 0.5
 """Of a pending fact that shares no word with the question, where no vector can tell how near it is."""
@@ -72,12 +74,16 @@ def search(
         return _merged(query, alone, (), None, explain=explain, until=deadline.at)
     trip = read.trip(query, policy, session.names(session_id, query, policy.generation))
     told = session.cached(session_id, query, policy, trip.also) if trip else None
-    look = partial(session.look, session_id, query, policy)
-    by_words = partial(look, by_words=True)
+    by_words = partial(session.look, session_id, query, policy, by_words=True)
+
+    def look() -> Found:
+        with patience(deadline.at):
+            return session.look(session_id, query, policy)
+
     if trip is not None and (answer := read.at_hand(query, policy, trip, wish)) is not None:
         return _merged(query, answer, *_told(told, look, by_words), explain=explain, until=deadline.at)
     ltm = _start(lambda: read.search(query, policy, deadline, wish, trip))
-    near = _done(told) if told else _start(look)
+    near = _done(told) if told else _begin(look)
     return _first(query, policy, trip, ltm, near, by_words, deadline, explain=explain)
 
 
@@ -114,9 +120,10 @@ def _told(told: Found | None, look: Callable[[], Found], by_words: Callable[[], 
     """The session's arm while the other has answered: at most the budget."""
     if told is not None:
         return told.near, told.layer
-    arm = _start(look)
-    db.release()
-    wait([arm], timeout=_budget())
+    arm = _begin(look)
+    if arm is not None:
+        db.release()
+        wait([arm], timeout=_budget())
     return _outcome(arm, by_words)
 
 
@@ -125,7 +132,7 @@ def _first(
     policy: Policy,
     trip: Trip | None,
     ltm: Future[Answer],
-    near: Future[Found],
+    near: Future[Found] | None,
     by_words: Callable[[], Found],
     deadline: Deadline,
     *,
@@ -134,7 +141,7 @@ def _first(
     """Both arms if they end within the budget; after it the session's, and that Mem0's is late. A session with nothing
     to say is no answer: Mem0 is waited for."""
     db.release()
-    arms: list[Future[Any]] = [ltm, near]
+    arms: list[Future[Any]] = [ltm, near] if near else [ltm]
     wait(arms, timeout=min(_budget(), deadline.remaining()))
     found, stm = _outcome(near, by_words)
     if not found:
@@ -157,13 +164,14 @@ def _alone(reason: str, trip: Trip | None) -> Answer:
     return Answer(entry, None, "stm", degraded=True, reason=reason, pending=trip.pending if trip else None)
 
 
-def _outcome(arm: Future[Found], by_words: Callable[[], Found]) -> Said:
+def _outcome(arm: Future[Found] | None, by_words: Callable[[], Found]) -> Said:
     """What the session's arm found; one that is late goes on for the next search, and words tell in its place."""
+    done = arm is not None and arm.done()
     try:
-        found = arm.result() if arm.done() else by_words()
+        found = arm.result() if arm is not None and done else by_words()
     except DatabaseUnavailable:
         return (), "unavailable"
-    return found.near, found.layer if arm.done() else "late"
+    return found.near, found.layer if done else "late"
 
 
 def _budget() -> float:
@@ -201,19 +209,49 @@ def _done(found: Found) -> Future[Found]:
 
 
 def _start(work: Callable[[], T]) -> Future[T]:
+    """Mem0's arm: the bulkhead says how many of them wait, and the deadline how long."""
+    return _arms().submit(_apart(work))
+
+
+def _begin(look: Callable[[], Found]) -> Future[Found] | None:
+    """The session's arm; None where too many still wait for the embedder, for searches that were answered long ago."""
+    places = _places()
+    if not places.acquire(blocking=False):
+        return None
+    arm = _session_arms().submit(_apart(look))
+    arm.add_done_callback(lambda _: places.release())
+    return arm
+
+
+def _apart(work: Callable[[], T]) -> Callable[[], T]:
+    """The work for another thread, with what this request allows PostgreSQL."""
+
     def run() -> T:
         try:
             return work()
         finally:
             db.release()
 
-    # With what this request allows PostgreSQL.
-    return _arms().submit(copy_context().run, run)
+    return partial(copy_context().run, run)
 
 
 @once
 def _arms() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(2 * settings.WEB_THREADS, thread_name_prefix="recall")
+
+
+@once
+def _session_arms() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_most_looking(), thread_name_prefix="recall-session")
+
+
+@once
+def _places() -> BoundedSemaphore:
+    return BoundedSemaphore(_most_looking())
+
+
+def _most_looking() -> int:
+    return max(LEAST_LOOKING, settings.WEB_THREADS // 4)
 
 
 def on_their_way(query: Query, items: Sequence[Item]) -> list[Near]:

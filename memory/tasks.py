@@ -16,8 +16,10 @@ def deliver(lane_id: int) -> str:
 
 @shared_task(name="memory.keep_session")
 def keep_session(session_pk: int) -> str:
-    """Compress a session's older turns, hand over those that are due to extraction, and embed the newest."""
-    done = f"{tiers.compress(session_pk)}, {lifecycle.extract(session_pk)} extractions"
+    """Hand over a session's turns that are due to extraction, compress the older ones, and embed the newest.
+    Extraction comes first: a compression that fails holds up no memory."""
+    extracted = lifecycle.extract(session_pk)
+    done = f"{tiers.compress(session_pk)}, {extracted} extractions"
     search.warm(session_pk)
     return done
 

@@ -325,6 +325,7 @@ CELERY = {
     "beat_scheduler": "django_celery_beat.schedulers:DatabaseScheduler",
     "beat_max_loop_interval": 5,
     "task_routes": {
+        "memory.keep_session": {"queue": "warm"},  # it may wait for an LLM: no delivery stands behind it
         "memory.*": {"queue": "deliver"},
         "cachewarm.warm_*": {"queue": "warm"},
         "cachewarm.run_*": {"queue": "rebuild"},

@@ -23,6 +23,7 @@ class Session(models.Model):
     extracted = models.PositiveIntegerField(default=0, help_text="The last turn that was handed to extraction.")
     raw_tokens = models.PositiveBigIntegerField(default=0)
     busy_until = models.DateTimeField(null=True, help_text="Until then a worker compresses it, if it has not died.")
+    woken_at = models.DateTimeField(null=True, help_text="When the sweeper last told a worker of it.")
     started_at = models.DateTimeField(db_default=Now())
     last_at = models.DateTimeField(db_default=Now(), db_index=True)
 

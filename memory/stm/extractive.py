@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 from memory.stm import tokens
 from memory.text import content_words
@@ -18,6 +19,8 @@ from memory.text import content_words
 _SENTENCE = re.compile(r"(?<=[.!?…。！？])\s+|\n+")
 LEAST_WORDS = 2
 """A sentence of fewer content words tells nothing by itself."""
+MOST_READ = 4000
+"""Characters of a turn that are read: what was pasted is no conversation, and its sentences cost time."""
 SAID_AGAIN = 0.1
 """What a word weighs that the summary holds already."""
 
@@ -47,24 +50,29 @@ def summarise(turns: Sequence[Turn], budget: int) -> str:
     chosen: list[_Sentence] = []
     covered: set[str] = set()
     left = budget
-    waiting = sentences
+    # What a sentence is worth only falls as others are chosen: one that still leads, weighed anew, is the best of all.
+    waiting = [(-_worth(one, covered, weights), index) for index, one in enumerate(sentences)]
+    heapify(waiting)
     while waiting:
-        worth = [_worth(one, covered, weights) for one in waiting]
-        best = max(range(len(waiting)), key=worth.__getitem__)
-        if worth[best] <= 0:
+        _, index = heappop(waiting)
+        one = sentences[index]
+        if one.cost > left:
+            continue
+        worth = _worth(one, covered, weights)
+        if waiting and waiting[0] < (-worth, index):
+            heappush(waiting, (-worth, index))
+            continue
+        if worth <= 0:
             break
-        one = waiting[best]
-        if one.cost <= left:
-            chosen.append(one)
-            covered |= one.words
-            left -= one.cost
-        waiting = [other for other in waiting if other is not one and other.cost <= left]
+        chosen.append(one)
+        covered |= one.words
+        left -= one.cost
     return _lines(sorted(chosen, key=lambda one: one.place))
 
 
 def _sentences(turn: Turn) -> list[_Sentence]:
     found = []
-    for index, text in enumerate(_SENTENCE.split(turn.text)):
+    for index, text in enumerate(_SENTENCE.split(turn.text[:MOST_READ])):
         words = content_words(text)
         if len(words) >= LEAST_WORDS:
             cost = tokens.count(text) + 1

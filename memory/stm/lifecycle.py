@@ -27,6 +27,7 @@ JOB_MESSAGES = 50
 """Messages of one extraction: what an LLM reads at a time."""
 MOST_ENDED = 200
 MOST_WOKEN = 500
+"""Late sessions that workers were told of and have not come to yet: more messages would make them later."""
 
 
 def extraction_due(session: Session, rules: Policy) -> bool:
@@ -80,16 +81,29 @@ def end_overdue(project_id: int, session_id: str) -> None:
 
 def sweep() -> int:
     """End the sessions whose time is over, and hand over those whose compression or extraction nobody has done."""
-    from memory.tasks import keep_session  # tasks stand above this module
-
     over = Session.objects.filter(_overdue()).values_list("pk", flat=True)[:MOST_ENDED]
     ended = sum(end(pk, overdue=True) for pk in over)
+    _wake_late()
+    return ended
+
+
+def _wake_late() -> None:
+    """A worker is told of each once in RESEND_SECONDS: of those that work is done for, none is late any more."""
+    from memory.tasks import keep_session  # tasks stand above this module
+
     late = Q(turns__gte=F("summarised") + 20)
     late |= Q(project__extract_on="turns", turns__gte=F("extracted") + F("project__extract_every_turns"))
-    idle = Q(busy_until__isnull=True) | Q(busy_until__lt=Now())
-    for pk in Session.objects.filter(late & idle).values_list("pk", flat=True)[:MOST_WOKEN]:
+    idle = Session.objects.filter(late, Q(busy_until__isnull=True) | Q(busy_until__lt=Now()))
+    lately = Q(woken_at__gte=Now() - timedelta(seconds=settings.RESEND_SECONDS))
+    room = MOST_WOKEN - idle.filter(lately).count()
+    if room <= 0:
+        return
+    with transaction.atomic():
+        waiting = idle.exclude(lately).select_for_update(skip_locked=True, no_key=True, of=("self",))
+        woken = list(waiting.order_by(F("woken_at").asc(nulls_first=True)).values_list("pk", flat=True)[:room])
+        Session.objects.filter(pk__in=woken).update(woken_at=Now())
+    for pk in woken:
         outbox.send(keep_session.si(pk))
-    return ended
 
 
 def _hand_over(session: Session, rules: Policy) -> list[Job]:

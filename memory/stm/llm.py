@@ -12,6 +12,7 @@ from django.conf import settings
 
 from memory.errors import MemsvcError
 from memory.stm.extractive import Turn
+from memory.text import nfc
 
 
 class NoSummary(MemsvcError):
@@ -46,9 +47,15 @@ def summarise(turns: Sequence[Turn], budget: int, before: str = "") -> str:
         text = answer.json()["choices"][0]["message"]["content"]
     except (requests.RequestException, ValueError, LookupError, TypeError) as error:
         raise NoSummary(type(error).__name__) from error
-    if not isinstance(text, str) or not text.strip():
+    kept = _storable(text).strip() if isinstance(text, str) else ""
+    if not kept:
         raise NoSummary("empty")
-    return text.strip()
+    return kept
+
+
+def _storable(text: str) -> str:
+    """Without what PostgreSQL stores in no text: NUL and lone surrogates."""
+    return nfc(text.replace("\0", "").encode("utf-8", "ignore").decode())
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
@@ -20,7 +20,7 @@ from memory.clock import Deadline
 from memory.errors import OriginRejected
 from memory.layers.base import encode
 from memory.layers.l0_process import ProcessLayer
-from memory.models import Attempt, Erasure, Feedback, Job, Lane, MemoryUser, PinVersion, Session, Snapshot
+from memory.models import Attempt, Erasure, Feedback, Job, Lane, MemoryUser, Message, PinVersion, Session, Snapshot
 from memory.stm import lifecycle, store
 from memory.stm.store import Said
 from memory.tenancy.projects import policy
@@ -360,6 +360,28 @@ def test_a_session_that_is_ended_late_makes_no_job_of_what_was_said_before(mem0,
     begin(ann)
     assert lifecycle.end(row) is False
     assert Job.objects.exclude(kind="erase").count() == 0
+
+
+def test_a_message_that_is_being_added_is_waited_for_and_goes_too(mem0, ann):
+    session = store.add("chat", "ann", [Said("user", "one", {})], policy(ann.project)).session
+    began: list[Erasure] = []
+    with transaction.atomic():
+        held = Session.objects.select_for_update(no_key=True).get(pk=session.pk)
+        eraser = meanwhile(lambda: began.append(begin(ann)))
+        until_somebody_waits_for_a_lock()
+        store._append(held, [Said("user", "two", {})])
+    eraser.join()
+    assert (began[0].removed["sessions"], began[0].removed["messages"]) == (1, 2)
+    assert (Session.objects.count(), Message.objects.count()) == (0, 0)
+
+
+def until_somebody_waits_for_a_lock() -> None:
+    for _ in range(500):
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(0.02), count(*) FROM pg_locks WHERE NOT granted")
+            if cursor.fetchone()[1]:
+                return
+    raise AssertionError("nobody does")
 
 
 def test_an_earlier_idempotency_key_answers_that_its_user_was_erased(mem0, ann):

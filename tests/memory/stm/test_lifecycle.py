@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 
 import pytest
+from celery import current_app
 from django.db import connection
+from django.utils import timezone
 
-from memory import delivery, pending, upkeep
+from memory import delivery, outbox, pending, upkeep
 from memory.models import Heartbeat, Job, Message, Session, Snapshot, SnapshotMemory
-from memory.stm import lifecycle, store
+from memory.stm import lifecycle, store, tiers
 from memory.tasks import keep_session
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -59,6 +61,49 @@ def test_every_n_turns_what_came_since_is_extracted_once(say, extract_on):
     assert handed_over() == ["one", "two"]
     assert lifecycle.end(Session.objects.get().pk)
     assert handed_over() == ["one", "two", "three"]
+
+
+def test_what_is_due_is_extracted_though_compression_fails(say, extract_on, monkeypatch):
+    extract_on("turns", 2)
+    session = say("one", "two").session
+    monkeypatch.setattr(tiers, "compress", lambda pk: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        keep_session(session.pk)
+    assert handed_over() == ["one", "two"]
+
+
+def test_workers_are_told_of_a_late_session_once_in_a_while(say, monkeypatch, settings):
+    sent: list[int] = []
+    monkeypatch.setattr(outbox, "send", lambda task: sent.append(task.args[0]))
+    late = [say(*map(str, range(40)), session=name).session.pk for name in ("s", "t", "u")]
+    say("in time", session="v")
+    sent.clear()
+    monkeypatch.setattr(lifecycle, "MOST_WOKEN", 2)
+    for _ in range(3):
+        sweep()
+    assert sorted(sent) == late[:2]
+    for pk in sent:
+        keep_session(pk)
+    sweep()
+    assert sorted(sent) == late
+    Session.objects.update(woken_at=timezone.now() - timezone.timedelta(seconds=settings.RESEND_SECONDS + 1))
+    sweep()
+    assert sent[3:] == late[2:]
+
+
+def test_a_session_that_a_worker_keeps_is_not_sent_again(say, monkeypatch):
+    sent: list[int] = []
+    monkeypatch.setattr(outbox, "send", lambda task: sent.append(task.args[0]))
+    say(*map(str, range(40)))
+    sent.clear()
+    Session.objects.update(busy_until=timezone.now() + timezone.timedelta(seconds=60))
+    sweep()
+    assert sent == []
+
+
+def test_sessions_are_kept_where_no_delivery_waits_behind_them():
+    assert current_app.amqp.router.route({}, keep_session.name)["queue"].name == "warm"
+    assert current_app.amqp.router.route({}, "memory.deliver")["queue"].name == "deliver"
 
 
 def test_what_will_be_extracted_is_pending_from_when_it_is_said(mem0, say, extract_on, ann):

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from bench.stm import trips
 from memory import delivery, metrics, nearness, pending, recall, write
 from memory.clock import Deadline
-from memory.errors import OriginUnavailable
+from memory.embedders.base import allowed
+from memory.errors import EmbedderError, OriginUnavailable
 from memory.models import Job, Lane, Project, Session
 from memory.recall import Recalled
 from memory.redis_wire import Wire, packed
@@ -208,6 +209,40 @@ def test_a_late_mem0_is_not_waited_for_where_the_session_answers_and_the_answer_
     mem0.stall.set()
     assert [one["memory"] for one in orjson.loads(found.results)] == ["I drink tea"]
     assert (found.answer.degraded, found.answer.reason, found.answer.layer) == (True, "ltm_late", "stm")
+
+
+class Stalled:
+    """A remote embedder that answers no sooner than its caller's patience ends."""
+
+    name, dimensions, symmetric, remote = "stalled", 4, True, True
+
+    def __init__(self) -> None:
+        self.goes_on = threading.Event()
+        self.waited: list[float] = []
+
+    def embed(self, texts, action):
+        deadline = allowed(600)
+        self.waited.append(deadline.remaining())
+        self.goes_on.wait(deadline.remaining())
+        raise EmbedderError("stalled")
+
+
+def test_a_stalled_embedder_keeps_no_search_from_a_healthy_mem0(mem0, ann, say, settings, monkeypatch):
+    """What waits for it outlives its search: the more of those, the fewer threads would be left for Mem0."""
+    settings.WEB_THREADS, settings.STM_BUDGET_MS = 2, 500
+    recall._arms.cache_clear()
+    embedder = Stalled()
+    monkeypatch.setattr(nearness.embedders, "get", lambda: embedder)
+    add(ann, "tea is a drink")
+    say("I drink oolong")
+    try:
+        found = [ask(ann, f"drink {n}") for n in range(8)]
+    finally:
+        embedder.goes_on.set()
+        recall._arms.cache_clear()
+    assert {(one.answer.degraded, one.answer.reason, one.stm) for one in found} == {(False, None, "late")}
+    assert all(b"oolong" in one.results and b"tea is" in one.results for one in found)
+    assert all(waited <= 5 for waited in embedder.waited)
 
 
 def test_g9_mem0_away_and_nothing_said_is_an_error_not_an_empty_answer(mem0, ann, say):
