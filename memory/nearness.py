@@ -49,9 +49,12 @@ def scores(question: str, rows: Rows, project: int, *, by_words: bool = False) -
     words = np.zeros(len(rows.texts), dtype=np.float32)
     for index, score in rank.by_words(question, rows, len(rows.texts)):
         words[index] = score
-    cosines = None if by_words else _cosines(question, rows, project)
+    try:
+        cosines, whole = None if by_words else _cosines(question, rows, project), not by_words
+    except EmbedderError:  # a moment later it may be there
+        cosines, whole = None, False
     if cosines is None:
-        return Scores(words.tolist(), None, whole=not by_words)
+        return Scores(words.tolist(), None, whole)
     unknown = np.isnan(cosines)
     cosines[unknown] = np.median(cosines[~unknown]) if not unknown.all() else 0
     values = (1 - WORDS_WEIGHT) * cosines + WORDS_WEIGHT * words
@@ -68,17 +71,15 @@ def warm(texts: Sequence[str], project: int) -> None:
 
 
 def _cosines(question: str, rows: Rows, project: int) -> Vectors | None:
-    """The cosine of each text with the question, NaN where its vector is not known; None without an embedder."""
-    try:
-        embedder = embedders.get()
-        if embedder is None:
-            return None
-        cached = CachedEmbedder(embedder, project)
-        meant = rows.spelling.restored(question) if accents.missing(question) else question
-        (asked,) = _vectors(cached, [meant], "search", 1).values()
-        known = _vectors(cached, rows.texts, "passage", MOST_MADE)
-    except EmbedderError:
+    """The cosine of each text with the question, NaN where its vector is not known; None without an embedder.
+    EmbedderError."""
+    embedder = embedders.get()
+    if embedder is None:
         return None
+    cached = CachedEmbedder(embedder, project)
+    meant = rows.spelling.restored(question) if accents.missing(question) else question
+    (asked,) = _vectors(cached, [meant], "search", 1).values()
+    known = _vectors(cached, rows.texts, "passage", MOST_MADE)
     cosines = np.full(len(rows.texts), np.nan, dtype=np.float32)
     for index, text in enumerate(rows.texts):
         if (vector := known.get(nfc(text))) is not None:

@@ -163,6 +163,20 @@ def test_vectors_find_what_shares_no_word(mem0, ann, say, settings):
     assert texts(ann, "dog's name")[0] == "My puppy is called Rex"
 
 
+def test_what_was_found_without_the_embedder_is_not_kept_for_when_it_is_back(mem0, ann, say, settings, monkeypatch):
+    settings.EMBEDDER = "local"
+    nearness.warm(["the model is loaded"], ann.project)
+    say("The train leaves at nine", "We painted the kitchen green", "My puppy is called Rex")
+
+    def fails():
+        raise EmbedderError("away")
+
+    with monkeypatch.context() as away:
+        away.setattr(nearness.embedders, "get", fails)
+        assert ask(ann, "dog's name").stm is not None
+    assert texts(ann, "dog's name")[0] == "My puppy is called Rex"
+
+
 def test_a_session_without_vectors_yet_is_searched_by_its_words(mem0, ann, say, settings):
     """No search makes more than a few vectors: with hundreds of new messages it would not answer in time."""
     settings.EMBEDDER = "local"
