@@ -35,6 +35,7 @@ def web(mem0_server: FakeMem0, redis: object) -> Iterator[str]:
         "MEM0_REST_API_KEY": mem0_server.key,
         "WEB_THREADS": str(2 * CALLERS),
         "PROACTIVE_CACHE_ENABLED": "false",
+        "REDIS_TIMEOUT_SECONDS": "10",  # a process that has given CACHE up has a flight of its own
     }
     size = ["--workers", "2", "--blocking-threads", str(2 * CALLERS), "--port", str(port), "--log-level", "error"]
     argv = [sys.executable, "-m", "granian", "--interface", "wsgi", "--no-ws", *size, "memsvc.wsgi:application"]
