@@ -7,16 +7,19 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db import transaction
+from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Now
 from django.db.models.lookups import LessThanOrEqual
 
 from memory import clock, identity
 from memory.clock import Deadline
+from memory.errors import DatabaseUnavailable
 from memory.models import Job, Lane
 from memory.write import ERASE
 
+AWAY = (OperationalError, InterfaceError, DatabaseUnavailable)
+"""PostgreSQL is not there: nothing can be recorded, nor is it a fault of the job's."""
 SENDABLE = ("pending", "processing")
 LOOK_DUE = Q(state__in=("stored", "completed", "failed"), reconcile_at__lte=Now()) & ~Q(kind=ERASE, state="stored")
 """Jobs whose second copies are to be looked for now."""

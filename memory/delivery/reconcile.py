@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
@@ -12,12 +13,14 @@ from django.db.models.functions import Now
 
 from memory import metrics, stack, versions, write
 from memory.delivery import attempts, completion, deletes, erasing, lanes, settle
-from memory.delivery.lanes import Hold
+from memory.delivery.lanes import Hold, LaneLost
 from memory.errors import OriginError
 from memory.models import Job
 from memory.tenancy.projects import policy
 from memory.text import text_hash
 from memory.types import Memory
+
+log = logging.getLogger(__name__)
 
 
 def due(hold: Hold) -> None:
@@ -25,7 +28,14 @@ def due(hold: Hold) -> None:
     jobs = Job.objects.filter(lanes.LOOK_DUE, lane_id=hold.lane)
     for job in jobs.order_by("number")[: settings.LANE_SLICE_JOBS]:
         look = erasing.look_again if job.kind == write.ERASE else _reconcile
-        look(job, hold)
+        try:
+            look(job, hold)
+        except (LaneLost, *lanes.AWAY):
+            raise
+        except Exception:  # a fault of ours: the lane's jobs do not wait for it
+            log.exception("look failed", extra={"job": str(job.job_id), "reason": "internal_error"})
+            put_off = Now() + timedelta(seconds=settings.RETRY_MAX_SECONDS)
+            Job.objects.filter(pk=job.pk).update(reconcile_at=put_off)
 
 
 def _reconcile(job: Job, hold: Hold) -> None:

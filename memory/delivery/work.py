@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, transaction
+from django.db import transaction
 from django.db.models.functions import Now
 
 from memory import stack, versions, write
@@ -15,7 +15,7 @@ from memory.backends.base import Backend
 from memory.delivery import attempts, completion, deletes, erasing, lanes, reconcile, settle
 from memory.delivery.lanes import Hold, JobEnded, LaneLost
 from memory.delivery.settle import UNRESOLVED
-from memory.errors import DatabaseUnavailable, OriginError
+from memory.errors import OriginError
 from memory.models import Attempt, Job
 from memory.tenancy.projects import Policy, policy
 
@@ -57,7 +57,7 @@ def _end(job: Job, hold: Hold) -> bool:
     except JobEnded:
         log.info("job ended with its user", extra={"job": str(job.job_id), "outcome": "erased"})
         return True
-    except (LaneLost, OperationalError, InterfaceError, DatabaseUnavailable):
+    except (LaneLost, *lanes.AWAY):
         raise
     except Exception:
         log.exception("delivery failed", extra={"job": str(job.job_id), "reason": "internal_error"})
@@ -73,14 +73,14 @@ def _work(job: Job, hold: Hold) -> bool:
     if job.kind == write.ERASE:
         return erasing.work(job, hold, backend)
     open_attempts = list(job.tries.filter(outcome__in=UNRESOLVED).select_related("job"))
-    if open_attempts and (ended := _ended(job, hold, backend, rules, open_attempts)) is not None:
+    if open_attempts and (ended := _resolved(job, hold, backend, rules, open_attempts)) is not None:
         return ended
     if job.kind == write.DELETE_ALL and (unlisted := deletes.note_touched(job, hold, backend)) is not None:
         return lanes.wait(job, hold, attempts.backoff(job, unlisted), unlisted.code)
     return _send_all(job, hold, backend, rules)
 
 
-def _ended(job: Job, hold: Hold, backend: Backend, rules: Policy, unresolved: Sequence[Attempt]) -> bool | None:
+def _resolved(job: Job, hold: Hold, backend: Backend, rules: Policy, unresolved: Sequence[Attempt]) -> bool | None:
     """What came of attempts of which nobody knows: whether the job has come to its end with them, False when the lane
     has to wait for that, None when there is more to send."""
     if (seconds := settle.settling(unresolved)) > 0:

@@ -385,6 +385,28 @@ def test_a_fault_of_ours_holds_its_lane_for_a_while_and_tells_no_text(mem0, ann,
     assert mem0.texts() == ["my PIN is 4711", "tea"]
 
 
+def test_a_look_that_meets_a_fault_of_ours_holds_up_no_write(mem0, ann, monkeypatch):
+    job = add(ann, "tea")
+    mem0.faults = [answer_lost]
+    run(job)
+    pass_time(job, 31)
+    run(job)
+    pass_time(job, 3600)
+
+    def fault(*args):
+        raise RuntimeError("of ours")
+
+    later = add(ann, "coffee")
+    with monkeypatch.context() as broken:
+        broken.setattr(mem0, "find_marked", fault)
+        run(job)
+    assert fresh(later).state == "completed"
+    assert fresh(job).reconcile_at is not None
+    pass_time(job, 61)
+    run(job)
+    assert fresh(job).reconcile_at is None
+
+
 def test_b2_a_look_whose_worker_dies_after_it_removed_a_copy_is_made_good_by_the_next(mem0, ann, monkeypatch):
     job = add(ann, "tea")
     mem0.faults = [answer_lost]
