@@ -25,12 +25,16 @@ from memsvc.embedded.services import Services
 from tests.fake_mem0 import FakeMem0
 from tests.live import Live, process_kill
 
+PATIENT_SECONDS = 10.0
+IMPATIENT_SECONDS = 0.25
+
 # The same examples in every run; HYPOTHESIS_PROFILE=default looks for new ones.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    configured.REDIS_TIMEOUT_SECONDS = PATIENT_SECONDS
     if "memsvc-test-" not in os.environ.get("MEMSVC_HOME", ""):
         pytest.exit("run the tests with `make test` (or python -m memsvc.embedded test): they empty their stores", 2)
 
@@ -41,19 +45,16 @@ def home() -> Path:
     return Path(os.environ["MEMSVC_HOME"])
 
 
-PATIENT_SECONDS = 10.0
-IMPATIENT_SECONDS = 0.25
-
-
 @pytest.fixture(autouse=True)
-def _forgetful(settings: Any) -> Iterator[None]:
+def _forgetful() -> Iterator[None]:
     """No test sees what another left in this process's memory. What was never imported remembers nothing.
 
     CACHE has time to answer however busy the machine is; a test that stops it waits less.
     """
-    settings.REDIS_TIMEOUT_SECONDS = PATIENT_SECONDS
     if client := sys.modules.get("memory.redis_client"):
         client._down_until = 0.0
+        if client.cache().connection_pool.connection_kwargs["socket_timeout"] != PATIENT_SECONDS:
+            client.cache.cache_clear()
     for name in ("memory.tenancy.projects", "memory.tenancy.keys", "memory.tenancy.limits", "cachewarm.learned"):
         if module := sys.modules.get(name):
             module.forget()

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -231,6 +232,15 @@ class Live:
         if key:
             sent["Authorization"] = f"Bearer {key}"
         return requests.request(method, urljoin(self.url, path), json=body, headers=sent, timeout=60)
+
+    def patiently(self, path: str, body: dict[str, Any]) -> requests.Response:
+        """A write that is waited for, however busy the machine is: where time was up it is asked about again."""
+        name = uuid.uuid4().hex
+        for _ in range(4):
+            answer = self.call("POST", path, {"timeout_ms": 55_000} | body, Idempotency_Key=name)
+            if answer.status_code != 202:
+                break
+        return answer
 
     def rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Rows straight from its PostgreSQL."""

@@ -12,6 +12,7 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,11 @@ def fresh_user() -> str:
     return f"user-{uuid.uuid4().hex[:8]}"
 
 
-def add(live: Live, user: str, texts: list[str], wait: str = "none", timeout_ms: int = 55_000) -> dict[str, Any]:
-    body = {"user_id": user, "memories": texts, "wait": wait} | ({} if wait == "none" else {"timeout_ms": timeout_ms})
-    answer = live.call("POST", "/api/v1/memory/add", body)
-    assert answer.status_code in (200, 202), answer.text
+def add(live: Live, user: str, texts: list[str], wait: str = "none") -> dict[str, Any]:
+    body = {"user_id": user, "memories": texts, "wait": wait}
+    ask = partial(live.call, "POST") if wait == "none" else live.patiently
+    answer = ask("/api/v1/memory/add", body)
+    assert answer.status_code == (202 if wait == "none" else 200), answer.text
     return answer.json()
 
 
@@ -172,8 +174,7 @@ def test_after_an_extraction_is_warm_its_words_answer_without_mem0(live):
         {"role": "assistant", "content": "Dễ thương quá!"},
         {"role": "user", "content": "I play the cello in a small orchestra."},
     ]
-    body = {"user_id": user, "messages": messages, "wait": "warm", "timeout_ms": 55_000}
-    done = live.call("POST", "/api/v1/memory/extract", body).json()
+    done = live.patiently("/api/v1/memory/extract", {"user_id": user, "messages": messages, "wait": "warm"}).json()
     assert (done["status"], done["warm"]["status"]) == ("completed", "completed")
     before = calls(live)
     answer = search(live, user, "What is the name of the dog?")

@@ -10,8 +10,7 @@ QUESTION = "What pets does the user have, a dog or a cat?"
 
 
 def add(live: Live, user: str, *texts: str, wait: str = "warm") -> dict[str, Any]:
-    body = {"user_id": user, "memories": list(texts), "wait": wait, "timeout_ms": 55_000}
-    response = live.call("POST", "/api/v1/memory/add", body)
+    response = live.patiently("/api/v1/memory/add", {"user_id": user, "memories": list(texts), "wait": wait})
     assert response.status_code == 200, response.text
     return response.json()
 
