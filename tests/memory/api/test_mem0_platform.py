@@ -450,30 +450,21 @@ def test_an_export_gives_the_memories_by_its_id_or_by_ids(ann_calls):
     assert ann_calls.send("POST", "/v1/exports/get/", {"memory_export_id": "x"}).status_code == 404
 
 
+def summarised(project) -> None:
+    topics = {"food": [{"memory": "tea"}]}
+    Snapshot.objects.create(project=project, user_id="ann", version=0, complete=True, summary_version=0, topics=topics)
+
+
 def test_a_profile_is_what_l3_holds(caller, project):
     told = caller().send("GET", "/v2/entities/user/ann/profile/").json()
     assert (told["status"], told["profile"]) == ("insufficient_data", {})
-    Snapshot.objects.create(
-        project=project,
-        user_id="ann",
-        version=0,
-        complete=True,
-        summary_version=0,
-        topics={"food": [{"memory": "tea"}]},
-    )
+    summarised(project)
     told = caller().send("GET", "/v2/entities/user/ann/profile/").json()
     assert (told["status"], told["profile"]) == ("succeeded", {"food": ["tea"]})
 
 
 def test_b9_a_profile_below_the_floor_is_not_served(caller, project, api):
-    Snapshot.objects.create(
-        project=project,
-        user_id="ann",
-        version=0,
-        complete=True,
-        summary_version=0,
-        topics={"food": [{"memory": "tea"}]},
-    )
+    summarised(project)
     api.post("/users/ann/invalidate")
     assert api.get("/users/ann/summary").json()["topics"] == {}
     told = caller().send("GET", "/v2/entities/user/ann/profile/").json()
